@@ -1,0 +1,153 @@
+"""The only preprocessing there is, read from a checkpoint's `config.json`: what the model saw when it was trained.
+
+The geometry (resize, crop) works on the PIL image and gives uint8, so that batches are small to move; the arithmetic
+(scale, mean, std) works on the whole batch, on the device. Both steps equal timm's evaluation transform exactly.
+
+    preprocess = Preprocess.from_config(json.loads((checkpoint / "config.json").read_text()))
+    pixels = preprocess(decode("photo.jpg"))           # uint8, (3, H, W)
+    x = preprocess.normalize(pixels[None])             # float32, (1, 3, H, W)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from petalite.errors import PetaliteError, did_you_mean
+
+INTERPOLATIONS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "box": Image.Resampling.BOX,
+    "hamming": Image.Resampling.HAMMING,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+CROP_MODES = ("center", "squash", "border")
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How an RGB image becomes a model's input; `size` is (height, width) in pixels, `mean` and `std` are of 0..1.
+
+    `crop_mode`: "center" scales the shorter side to `size / crop_pct` and crops the middle; "squash" scales both sides
+    to it, whatever the shape; "border" scales the longer side to it and fills up with the mean colour.
+    """
+
+    size: tuple[int, int]
+    interpolation: str
+    crop_pct: float
+    crop_mode: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        """Refuse, as a PetaliteError, what could only fail or mislead later."""
+        if min(self.size) < 1:
+            raise PetaliteError(f"preprocessing: the input size {self.size} is not positive")
+        if self.interpolation not in INTERPOLATIONS:
+            hint = did_you_mean(self.interpolation, INTERPOLATIONS)
+            raise PetaliteError(
+                f"preprocessing: unknown interpolation '{self.interpolation}'{hint}; known: {', '.join(INTERPOLATIONS)}"
+            )
+        if self.crop_mode not in CROP_MODES:
+            hint = did_you_mean(self.crop_mode, CROP_MODES)
+            raise PetaliteError(
+                f"preprocessing: unknown crop_mode '{self.crop_mode}'{hint}; known: {', '.join(CROP_MODES)}"
+            )
+        if not 0 < self.crop_pct <= 2:
+            raise PetaliteError(f"preprocessing: crop_pct {self.crop_pct} is not in (0, 2]")
+        if not all(map(math.isfinite, (*self.mean, *self.std))) or min(self.std) <= 0:
+            raise PetaliteError(f"preprocessing: mean {self.mean} and std {self.std} must be finite, std above 0")
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Preprocess:
+        """Read from a whole `config.json` of timm's hub layout.
+
+        `input_size`, `mean` and `std` must be there; interpolation, crop_pct and crop_mode have timm's defaults
+        (bicubic, 0.875, center). `model_args.img_size` (an int or [height, width]) overrides the size.
+        Raises PetaliteError when something is absent or invalid.
+        """
+        preprocessing = config.get("pretrained_cfg")
+        if not isinstance(preprocessing, Mapping):
+            raise PetaliteError("config.json has no pretrained_cfg: preprocessing unknown; add it as timm writes it")
+        missing = [key for key in ("input_size", "mean", "std") if preprocessing.get(key) is None]
+        if missing:
+            raise PetaliteError(
+                f"config.json: pretrained_cfg lacks {', '.join(missing)}; add what the model was trained with"
+            )
+        try:
+            channels, height, width = (int(side) for side in preprocessing["input_size"])
+            image_size = (config.get("model_args") or {}).get("img_size")
+            if image_size is not None:
+                height, width = (image_size, image_size) if isinstance(image_size, int) else map(int, image_size)
+            mean_r, mean_g, mean_b = (float(value) for value in preprocessing["mean"])
+            std_r, std_g, std_b = (float(value) for value in preprocessing["std"])
+            crop_pct = float(preprocessing.get("crop_pct") or 0.875)
+        except (TypeError, ValueError, AttributeError) as error:
+            raise PetaliteError(f"config.json: the preprocessing in pretrained_cfg is invalid: {error}") from error
+        if channels != 3:
+            raise PetaliteError(f"config.json: a model of {channels} input channels; only RGB (3) is supported")
+        return cls(
+            size=(height, width),
+            interpolation=str(preprocessing.get("interpolation") or "bicubic"),
+            crop_pct=crop_pct,
+            crop_mode=str(preprocessing.get("crop_mode") or "center"),
+            mean=(mean_r, mean_g, mean_b),
+            std=(std_r, std_g, std_b),
+        )
+
+    @property
+    def fill(self) -> tuple[int, int, int]:
+        """The mean colour, 0..255: what borders are filled with."""
+        red, green, blue = (round(255 * value) for value in self.mean)
+        return red, green, blue
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        """An RGB image -> uint8 tensor (3, H, W), equal to timm's evaluation transform before its ToTensor."""
+        target = (math.floor(self.size[0] / self.crop_pct), math.floor(self.size[1] / self.crop_pct))
+        height, width = self._scaled(image.height, image.width, target)
+        image = image.resize((width, height), INTERPOLATIONS[self.interpolation])
+        return to_pixels(self._crop(image))
+
+    def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
+        """uint8 (N, 3, H, W) -> float32 (N, 3, H, W) on the same device, equal to timm's ToTensor + Normalize."""
+        mean = torch.tensor(self.mean, device=pixels.device).view(1, 3, 1, 1)
+        std = torch.tensor(self.std, device=pixels.device).view(1, 3, 1, 1)
+        return pixels.to(torch.float32).div_(255).sub_(mean).div_(std)
+
+    def _scaled(self, height: int, width: int, target: tuple[int, int]) -> tuple[int, int]:
+        """The size to scale to before the crop, with timm's own rounding in each case."""
+        if self.crop_mode == "squash":
+            return target
+        ratios = (height / target[0], width / target[1])
+        if self.crop_mode == "border":
+            return round(height / max(ratios)), round(width / max(ratios))
+        if target[0] != target[1]:
+            return round(height / min(ratios)), round(width / min(ratios))
+        if height <= width:
+            return target[0], int(target[0] * width / height)
+        return int(target[0] * height / width), target[0]
+
+    def _crop(self, image: Image.Image) -> Image.Image:
+        """The middle `size` of `image`, over a border where the image is smaller."""
+        height, width = self.size
+        if image.height < height or image.width < width:
+            canvas_size = (max(width, image.width), max(height, image.height))
+            fill = self.fill if self.crop_mode == "border" else (0, 0, 0)
+            canvas = Image.new("RGB", canvas_size, fill)
+            canvas.paste(image, ((canvas_size[0] - image.width) // 2, (canvas_size[1] - image.height) // 2))
+            image = canvas
+        top, left = round((image.height - height) / 2), round((image.width - width) / 2)
+        return image.crop((left, top, left + width, top + height))
+
+
+def to_pixels(image: Image.Image) -> torch.Tensor:
+    """An RGB image -> uint8 tensor (3, H, W), contiguous."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
