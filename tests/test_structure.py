@@ -66,7 +66,9 @@ def at_import(tree: ast.Module) -> ast.Module:
 def test_nothing_imports_to_its_right(path: Path) -> None:
     here = room(path)
     assert here in RANK, f"petalite/{here} is in no row of ORDER: put it where the data reaches it"
-    later = [other for other in imported_rooms(ast.parse(path.read_text())) if RANK.get(other, 0) > RANK[here]]
+    # the public face, petalite/__init__.py, counts as the last room of all: nothing inside imports through it
+    rank = {**RANK, "__version__": 0}
+    later = [other for other in imported_rooms(ast.parse(path.read_text())) if rank.get(other, len(ORDER)) > RANK[here]]
     assert not later, f"{here} imports {later}, which come after it"
 
 

@@ -45,6 +45,8 @@ def download(url: str, path: Path, md5: str) -> Path:
         raise PetaliteError(
             f"no network: {urlsplit(url).netloc} cannot be reached ({error.reason}); connect and run again"
         ) from error
+    except ValueError as error:
+        raise PetaliteError(f"{url} is not a web address ({error}); a mirror begins with https://") from error
     except (http.client.HTTPException, ConnectionError, TimeoutError) as error:
         done = part.stat().st_size if part.is_file() else 0
         raise PetaliteError(

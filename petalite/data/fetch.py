@@ -10,7 +10,6 @@ archives and their split (1,020 train, 1,020 valid, 6,149 test); "kaggle" takes 
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -95,18 +94,16 @@ def _kaggle(base: str, downloads: Path, arranged: Path) -> None:
     download(base + "imagelabels.mat", downloads / "imagelabels.mat", FLOWERS_MD5["imagelabels.mat"])
     labels = _labels(downloads / "imagelabels.mat")
     for split in _SPLIT_KEYS:
-        _copy_sorted((found / split).rglob("image_*.jpg"), labels, arranged / split)
+        _copy_sorted((found / split).rglob("image_[0-9][0-9][0-9][0-9][0-9].jpg"), labels, arranged / split)
 
 
 def _copy_sorted(photos: Iterable[Path], labels: dict[int, int], place: Path) -> None:
-    """Copy photos to `place/LABEL/`: the label is the class folder they are in, else the official one of their number."""
-    place.mkdir(parents=True, exist_ok=True)
+    """Copy photos to `place/LABEL/`: the label is their class folder, else the official one of their number."""
     for photo in photos:
-        number = re.fullmatch(r"image_(\d+)\.jpg", photo.name)
-        label = photo.parent.name if photo.parent.name.isdecimal() else str(labels[int(number[1])]) if number else None
-        if label is not None:
-            (place / label).mkdir(exist_ok=True)
-            shutil.copyfile(photo, place / label / photo.name)
+        sorted_already = photo.parent.name.isdecimal()
+        label = photo.parent.name if sorted_already else str(labels[int(photo.stem.removeprefix("image_"))])
+        (place / label).mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(photo, place / label / photo.name)
 
 
 def _kaggle_folder() -> Path:
@@ -142,4 +139,4 @@ def _flower_names() -> dict[str, str]:
     """Label -> name of the flower."""
     from torchvision.datasets import Flowers102
 
-    return {str(label): name for label, name in enumerate(Flowers102.classes, start=1)}
+    return {str(label): name.rstrip("?") for label, name in enumerate(Flowers102.classes, start=1)}

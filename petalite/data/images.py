@@ -12,6 +12,7 @@ dropped as `PIL.Image.convert("RGB")` drops it (the colour stored under it shows
 
 from __future__ import annotations
 
+import codecs
 import io
 import re
 import warnings
@@ -157,10 +158,11 @@ def _looks_like(source: str | Path | bytes) -> str:
     if head[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1"):
         return " (it is HEIC; convert it to JPEG)"
     try:
-        text = head.decode("utf-8", errors="strict")
+        text = codecs.getincrementaldecoder("utf-8")().decode(head)  # the last character may be cut in half
     except UnicodeDecodeError:
-        return ""
-    return " (it holds text)" if text.isprintable() or set(text) & set("\n\t ") else ""
+        text = "\0"
+    is_text = all(character.isprintable() or character in "\r\n\t" for character in text)
+    return " (it holds text)" if is_text else ", or its first bytes are damaged"
 
 
 def _one_line(error: BaseException) -> str:
