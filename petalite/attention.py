@@ -80,7 +80,9 @@ def _cudnn_unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
 def _needs_ampere_half(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
     capability = torch.cuda.get_device_capability(device)
     if capability < (8, 0):
-        return f"{name} needs compute capability 8.0 or more, this GPU has {capability[0]}.{capability[1]}; use efficient"
+        return (
+            f"{name} needs compute capability 8.0 or more, this GPU has {capability[0]}.{capability[1]}; use efficient"
+        )
     if dtype not in _HALF:
         return f"{name} computes in fp16 or bf16 on CUDA, not in {str(dtype).removeprefix('torch.')}; use sdpa or --compute fp16"
     return None
@@ -105,7 +107,9 @@ BACKENDS = {
     for backend in (
         Backend("math", "the formula as written", math, _everywhere),
         Backend("sdpa", "PyTorch's own choice of kernel", sdpa, _everywhere),
-        Backend("fa2", "FlashAttention-2: PyTorch's kernel on CUDA (SM80+) and CPUs, or flash-attn", fa2, _fa2_unavailable),
+        Backend(
+            "fa2", "FlashAttention-2: PyTorch's kernel on CUDA (SM80+) and CPUs, or flash-attn", fa2, _fa2_unavailable
+        ),
         Backend("efficient", "memory-efficient attention, CUDA", efficient, _efficient_unavailable),
         Backend("cudnn", "cuDNN's fused attention, CUDA (SM80+)", cudnn, _cudnn_unavailable),
     )
@@ -142,7 +146,9 @@ def resolve_attention(name: str, device: torch.device, dtype: torch.dtype) -> Ba
     """The backend of that name; `auto` is PyTorch's choice. Raises PetaliteError when it is unknown or cannot run."""
     name = "sdpa" if name == "auto" else name
     if name not in BACKENDS:
-        raise PetaliteError(f"unknown attention '{name}'{did_you_mean(name, BACKENDS)}; known: auto, {', '.join(BACKENDS)}")
+        raise PetaliteError(
+            f"unknown attention '{name}'{did_you_mean(name, BACKENDS)}; known: auto, {', '.join(BACKENDS)}"
+        )
     backend = BACKENDS[name]
     if reason := backend.unavailable(device, dtype):
         raise PetaliteError(reason)
@@ -164,5 +170,7 @@ def use_attention(model: nn.Module, name: str, device: torch.device, dtype: torc
             backend.attend(trial, trial, trial)
     except (RuntimeError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise PetaliteError(f"attention {backend.name} cannot run here with heads of {first.head_dim}: {reason}") from error
+        raise PetaliteError(
+            f"attention {backend.name} cannot run here with heads of {first.head_dim}: {reason}"
+        ) from error
     return backend

@@ -94,10 +94,16 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         plan = _plain_plan(config, tensors)
     else:
         tensors = read_tensors(path)
-        plan = Plan.from_dict(read_json(path / "plan.json")) if (path / "plan.json").exists() else _plain_plan(config, tensors)
+        plan = (
+            Plan.from_dict(read_json(path / "plan.json"))
+            if (path / "plan.json").exists()
+            else _plain_plan(config, tensors)
+        )
     checkpoint = Checkpoint(path, config, plan, tensors)
     if problems := find_problems(checkpoint):
-        raise PetaliteError(f"{path}: {problems[0]}" + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""))
+        raise PetaliteError(
+            f"{path}: {problems[0]}" + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else "")
+        )
     return checkpoint
 
 
@@ -197,7 +203,9 @@ def _read_config(path: Path) -> models.Config:
 def _plain_plan(config: models.Config, tensors: Mapping[str, Tensor]) -> Plan:
     """The plan of a checkpoint without one: every layer in the precision in which the tensors stand."""
     if config.get("quantization_config"):
-        raise PetaliteError("this checkpoint was quantized by another tool; quantize its plain parent with petalite instead")
+        raise PetaliteError(
+            "this checkpoint was quantized by another tool; quantize its plain parent with petalite instead"
+        )
     floating = [tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()]
     stored = max(set(floating), key=floating.count) if floating else torch.float32
     if stored not in _DTYPE_NAMES:

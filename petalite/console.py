@@ -1,7 +1,7 @@
 """What a person sees while work goes on: lines and bars on stderr, so that stdout stays free for results.
 
-    say("nf4: 73 layers packed")
-    for batch in track(batches, "evaluate", total=26): ...
+say("nf4: 73 layers packed")
+for batch in track(batches, "evaluate", total=26): ...
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Writing files so that nothing is ever half-written: a temporary name first, then a rename.
 
-    with atomic(folder / "model.safetensors") as temporary:
-        save_file(tensors, temporary)
+with atomic(folder / "model.safetensors") as temporary:
+    save_file(tensors, temporary)
 """
 
 from __future__ import annotations

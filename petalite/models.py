@@ -137,7 +137,11 @@ def adapt(
 
     The head is made new (zeros, as timm does for fine-tuning) when the labels differ from the checkpoint's.
     """
-    config = {**config, "model_args": dict(config.get("model_args") or {}), "pretrained_cfg": dict(config["pretrained_cfg"])}
+    config = {
+        **config,
+        "model_args": dict(config.get("model_args") or {}),
+        "pretrained_cfg": dict(config["pretrained_cfg"]),
+    }
     tensors = dict(tensors)
     if image_size is not None:
         old = build(config)

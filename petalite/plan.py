@@ -59,7 +59,7 @@ class Plan:
     def from_dict(cls, value: Any) -> Plan:
         """Read what `as_dict` wrote. Raises PetaliteError when a field is missing or of the wrong kind."""
         if not isinstance(value, dict) or value.get("schema") != SCHEMA:
-            raise PetaliteError(f"plan.json: expected an object with \"schema\": {SCHEMA}")
+            raise PetaliteError(f'plan.json: expected an object with "schema": {SCHEMA}')
         format, layers, rest = value.get("format"), value.get("layers"), value.get("rest")
         if not isinstance(format, str) or not isinstance(rest, str) or not isinstance(layers, dict):
             raise PetaliteError("plan.json: 'format' and 'rest' must be names and 'layers' an object")
@@ -77,7 +77,9 @@ def select(patterns: Iterable[str], layers: Sequence[str]) -> list[str]:
             blocks = sorted({".".join(name.split(".")[:2]) for name in layers if in_block(name)})
             hint = did_you_mean(pattern, [*layers, *blocks, "first_last"])
             last = block_count(layers) - 1
-            raise PetaliteError(f"'{pattern}' names no layer of this model{hint}; its blocks are blocks.0 to blocks.{last}")
+            raise PetaliteError(
+                f"'{pattern}' names no layer of this model{hint}; its blocks are blocks.0 to blocks.{last}"
+            )
         chosen |= names
     return [name for name in layers if name in chosen]
 

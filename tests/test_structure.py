@@ -16,7 +16,7 @@ ORDER = (
     ("errors", "console", "files"),
     ("data",),
     ("formats", "attention", "plan"),
-    ("models", "importers", "checkpoint"),
+    ("models", "importers", "card", "checkpoint"),
     ("recipe",),
     ("train",),
     ("quantize", "verify"),

@@ -18,7 +18,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -102,7 +102,8 @@ def check_data(data: ImageData, cache: bool = True) -> DataReport:
     if facts is None:
         facts = _inspect_all(paths)
         if cache:
-            write_json(stored, facts)
+            with suppress(PetaliteError):  # a cache that cannot be written costs time, not the check
+                write_json(stored, facts)
     return _report(data, dict(zip(paths, facts, strict=True)))
 
 

@@ -52,25 +52,18 @@ def decode(source: ImageSource) -> Image.Image:
     Raises ImageError when it is missing, empty, damaged, not an image, or larger than 178,956,970 pixels (which is
     read from the header, before anything is decoded).
     """
-    if isinstance(source, np.ndarray):
-        return _from_array(source)
-    if isinstance(source, Image.Image):
-        return _rgb(source, "the image")
-    if isinstance(source, bytes):
-        name, size = "the image", len(source)
-    elif isinstance(source, (str, Path)):
-        name, size = str(source), _file_bytes(Path(source))
-    else:
-        raise ImageError(f"an image is a path, bytes, a PIL image or a uint8 array, not {type(source).__name__}")
-    if size == 0:
-        raise ImageError(f"{name} is empty (0 bytes)")
+    name = str(source) if isinstance(source, (str, Path)) else "the image"
     try:
         # the outcome is an image or an ImageError; what PIL has to say on the way (a size between half the limit and
         # the limit, a damaged EXIF block) is neither
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             warnings.filterwarnings("ignore", module=r"PIL\.")
-            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            if isinstance(source, np.ndarray):
+                return _from_array(source)
+            if isinstance(source, Image.Image):
+                return _rgb(source, name)
+            with Image.open(_file(source, name)) as image:
                 return _rgb(image, name)
     except ImageError:
         raise
@@ -80,19 +73,27 @@ def decode(source: ImageSource) -> Image.Image:
         pixels = re.search(r"\d+", str(error))
         raise _too_large(name, f"{int(pixels[0]):,} pixels" if pixels else "its size") from None
     except Exception as error:  # a decoder meets damaged bytes with whatever it stumbles over: any of it means damage
-        raise ImageError(f"{name} is damaged: {_one_line(error)}") from error
+        system = error.strerror if isinstance(error, OSError) and error.errno else None
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise ImageError(f"{name} cannot be read: {system}" if system else f"{name} is damaged: {why}") from error
 
 
-def _file_bytes(path: Path) -> int:
-    """Size of an existing file; ImageError when there is none."""
-    try:
-        if path.is_dir():
-            raise ImageError(f"{path} is a folder, not an image")
-        return path.stat().st_size
-    except FileNotFoundError:
-        raise ImageError(f"{path} does not exist") from None
-    except (OSError, ValueError) as error:
-        raise ImageError(f"{path} cannot be read: {_one_line(error)}") from error
+def _file(source: str | Path | bytes, name: str) -> Path | io.BytesIO:
+    """What PIL can open; ImageError when there is nothing in it."""
+    if isinstance(source, bytes):
+        size = len(source)
+    elif not isinstance(source, (str, Path)):
+        raise ImageError(f"an image is a path, bytes, a PIL image or a uint8 array, not {type(source).__name__}")
+    else:
+        try:
+            if Path(source).is_dir():
+                raise ImageError(f"{name} is a folder, not an image")
+            size = Path(source).stat().st_size
+        except FileNotFoundError:
+            raise ImageError(f"{name} does not exist") from None
+    if size == 0:
+        raise ImageError(f"{name} is empty (0 bytes)")
+    return io.BytesIO(source) if isinstance(source, bytes) else Path(source)
 
 
 def _from_array(array: np.ndarray) -> Image.Image:
@@ -148,11 +149,10 @@ def _too_large(name: str, size: str) -> ImageError:
     return ImageError(f"{name} is too large: {size}, the limit is {PIXEL_LIMIT:,} pixels; make it smaller")
 
 
-def _looks_like(source: str | Path | bytes) -> str:
+def _looks_like(source: ImageSource) -> str:
     """A hint at what a file is that no decoder knows."""
-    if isinstance(source, bytes):
-        head = source[:512]
-    else:
+    head = source[:512] if isinstance(source, bytes) else b""
+    if isinstance(source, (str, Path)):
         with Path(source).open("rb") as file:
             head = file.read(512)
     if head[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1"):
@@ -163,7 +163,3 @@ def _looks_like(source: str | Path | bytes) -> str:
         text = "\0"
     is_text = all(character.isprintable() or character in "\r\n\t" for character in text)
     return " (it holds text)" if is_text else ", or its first bytes are damaged"
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

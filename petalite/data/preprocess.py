@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -118,8 +119,7 @@ class Preprocess:
 
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
         """uint8 (N, 3, H, W) -> float32 (N, 3, H, W) on the same device, equal to timm's ToTensor + Normalize."""
-        mean = torch.tensor(self.mean, device=pixels.device).view(1, 3, 1, 1)
-        std = torch.tensor(self.std, device=pixels.device).view(1, 3, 1, 1)
+        mean, std = _per_channel(self.mean, pixels.device), _per_channel(self.std, pixels.device)
         return pixels.to(torch.float32).div_(255).sub_(mean).div_(std)
 
     def _scaled(self, height: int, width: int, target: tuple[int, int]) -> tuple[int, int]:
@@ -146,6 +146,13 @@ class Preprocess:
             image = canvas
         top, left = round((image.height - height) / 2), round((image.width - width) / 2)
         return image.crop((left, top, left + width, top + height))
+
+
+@lru_cache(maxsize=32)
+def _per_channel(values: tuple[float, float, float], device: torch.device) -> torch.Tensor:
+    """`values` as (1, 3, 1, 1) on `device`, copied there once: a copy for each batch would make the host wait."""
+    with torch.inference_mode(False):  # kept, and so it may be used outside of inference too
+        return torch.tensor(values, device=device).view(1, 3, 1, 1)
 
 
 def to_pixels(image: Image.Image) -> torch.Tensor:

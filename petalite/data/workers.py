@@ -1,8 +1,9 @@
 """How processes that read images are started: quickly where that is safe, safely elsewhere.
 
-context = worker_context()
-with starting_workers():
-    pool = ProcessPoolExecutor(usable_workers(None), mp_context=context)
+    with starting_workers():
+        loader = iter(DataLoader(files, num_workers=usable_workers(None), multiprocessing_context=worker_context()))
+
+Workers only read and decode: they hold no model and never touch an accelerator.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """A checkpoint that answers: pixels in, logits or named predictions out.
 
-    classifier = load("runs/demo/checkpoints/nf4")
-    classifier.predict(["rose.jpg"], top_k=3)[0][0]     # Prediction(label='rose', index=73, score=0.98)
-    classifier.logits(pixels)                           # float32 (N, classes) on the CPU
-    classifier.info.compute                             # 'bf16': what was chosen
+classifier = load("runs/demo/checkpoints/nf4")
+classifier.predict(["rose.jpg"], top_k=3)[0][0]     # Prediction(label='rose', index=73, score=0.98)
+classifier.logits(pixels)                           # float32 (N, classes) on the CPU
+classifier.info.compute                             # 'bf16': what was chosen
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from petalite.attention import use_attention
 from petalite.checkpoint import Checkpoint, read_checkpoint
 from petalite.data.images import ImageSource, decode
 from petalite.data.preprocess import Preprocess
-from petalite.engine.device import resolve_compute, resolve_device
+from petalite.device import resolve_compute, resolve_device
 from petalite.errors import PetaliteError
 from petalite.formats import get_format
 from petalite.formats.plain import DTYPES
@@ -166,7 +166,9 @@ def assemble(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -
     missing = set(model.load_state_dict(rest, strict=False, assign=True).missing_keys)
     left = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     if left:
-        raise PetaliteError(f"{checkpoint.path}: no tensor was given for {', '.join(left[:3])} ({len(missing)} missing)")
+        raise PetaliteError(
+            f"{checkpoint.path}: no tensor was given for {', '.join(left[:3])} ({len(missing)} missing)"
+        )
     return model.eval().requires_grad_(False)
 
 

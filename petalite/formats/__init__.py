@@ -1,7 +1,7 @@
 """The weight formats. Every module in this folder that defines `FORMAT` or `FORMATS` is found; that is all it takes.
 
-    from petalite.formats import FORMATS, get_format
-    packed = get_format("nf4").pack(weight)
+from petalite.formats import FORMATS, get_format
+packed = get_format("nf4").pack(weight)
 """
 
 from __future__ import annotations

@@ -48,7 +48,9 @@ def quantize(
     return apply_plan(parent, plan, out, notes=notes)
 
 
-def apply_plan(parent: Checkpoint, plan: Plan, out: str | Path, *, notes: Mapping[str, Any] | None = None) -> Checkpoint:
+def apply_plan(
+    parent: Checkpoint, plan: Plan, out: str | Path, *, notes: Mapping[str, Any] | None = None
+) -> Checkpoint:
     """Write `parent` with each layer in the format that `plan` gives it."""
     quantized = sorted({stored for stored in parent.plan.layers.values() if not get_format(stored).plain})
     if quantized:

@@ -1,7 +1,7 @@
 """Which device and which precision a variant runs in, and why it cannot where it cannot.
 
-    device = resolve_device("auto")                      # the first GPU, else the CPU
-    dtype = resolve_compute("auto", "nf4", device)       # fp16 on a GPU, bf16 on a CPU
+device = resolve_device("auto")                      # the first GPU, else the CPU
+dtype = resolve_compute("auto", "nf4", device)       # fp16 on a GPU, bf16 on a CPU
 """
 
 from __future__ import annotations

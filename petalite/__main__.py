@@ -1,0 +1,5 @@
+"""`python -m petalite` is `petalite`; torchrun needs it."""
+
+from petalite.cli import main
+
+main()

@@ -1,0 +1,186 @@
+"""Where the time of a forward pass goes: attention, matrix products, dequantization, the rest; and what attention ran.
+
+    profile(forward, wait, torch.device("cpu"))
+    # {"total_ms": 9.6, "attention_ms": 1.4, "matmul_ms": 6.2, "dequantize_ms": 0.0, "other_ms": 2.0,
+    #  "attention_ran": "fa2", "attention_kernel": "aten::_scaled_dot_product_flash_attention_for_cpu", …}
+
+On CUDA the times are those of the kernels on the device, by their real names; on a CPU the self-times of PyTorch's
+operators (Python between them is not in the total). Both carry the profiler's own overhead: read them as shares, and
+take speed from `latency`. How a kernel or operator is sorted:
+
+- *attention*: anything inside an attention operator, fused attention kernels, and the softmax and batched products of
+  attention written out (in a ViT nothing else multiplies two activations);
+- *matmul*: matrix products by name, and what belongs to a Linear or to the patch embedding's convolution. An operator
+  that unpacks weights *while* it multiplies (bitsandbytes' fused `gemm_4bit`, `gemv_4bit`) is a matrix product;
+- *dequantize*: changing weights or activations from or to a quantized format, with all that bitsandbytes does around a
+  product (scales, outlier columns);
+- *other*: normalization, GELU, residuals, copies.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal
+
+import torch
+
+from petalite.measure.latency import Call, warm_up
+
+Kind = Literal["attention", "matmul", "dequantize", "other"]
+Totals = defaultdict[tuple[str, Kind], tuple[float, int]]
+KINDS: tuple[Kind, ...] = ("attention", "matmul", "dequantize", "other")
+#: The first pattern that a name matches decides, so that a fused attention kernel built on CUTLASS is attention.
+_PATTERNS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
+    ("attention", re.compile(r"attention|attn|fmha|sdpa|flash|softmax|aten::b(add)?bmm\b", re.I)),
+    (
+        "dequantize",
+        re.compile(
+            r"dequant|quantize_|kQuantize|VectorQuant|wise_quant|double_quant"
+            r"|MatMul[48]bit|bitsandbytes::int8_(mixed_)?scaled_mm",
+            re.I,
+        ),
+    ),
+    (
+        "matmul",
+        re.compile(
+            r"gemm|gemv|xmma|nvjet|cutlass|splitKreduce|fprop|convolve|triton_tem_|linear_matmul"
+            r"|::\w*((?<!bi)linear|conv(?!ert)|matmul)|aten::(\w*mm|_addmm_activation|(add)?mv|dot)\b",
+            re.I,
+        ),
+    ),
+)
+#: Which implementation of attention a name proves; the fused ones come first, since softmax may occur elsewhere too.
+_IMPLEMENTATIONS = (
+    ("cudnn", re.compile(r"cudnn\w*_sdpa|cudnn_attention", re.I)),
+    ("fa3", re.compile(r"FlashAttnFwdSm90")),
+    ("fa2", re.compile(r"flash_fwd|flash_attn|flash_attention", re.I)),
+    ("efficient", re.compile(r"fmha_cutlass|efficient_attention|PyTorchMemEffAttention", re.I)),
+    ("math", re.compile(r"attention_math|softmax", re.I)),
+)
+_TOP = 12
+_NAME_LENGTH = 160
+
+
+def kind_of(name: str) -> Kind | None:
+    """What a kernel or operator does, by its name alone; None when the name does not tell."""
+    return next((kind for kind, pattern in _PATTERNS if pattern.search(name)), None)
+
+
+def implementation_of(name: str) -> str | None:
+    """Which attention the name proves: cudnn, fa3, fa2, efficient, math; None for any other name."""
+    return next((ran for ran, pattern in _IMPLEMENTATIONS if pattern.search(name)), None)
+
+
+def attention_ran(names: Iterable[str]) -> str | None:
+    """The attention that ran, derived from the names seen alone; None when none of them tells."""
+    seen = {implementation_of(name) for name in names}
+    return next((ran for ran, _ in _IMPLEMENTATIONS if ran in seen), None)
+
+
+def profile(forward: Call, wait: Call, device: torch.device, *, forwards: int = 5) -> dict[str, Any]:
+    """Profile `forwards` passes: the contract's `kernels` block, all values per pass, the parts adding up to the total.
+
+    Besides: `top` (the longest `name`, `ms`, `calls`, `kind`), `device`, `attention_ran` and `attention_kernel`.
+    `wait` blocks until the device is done.
+    """
+    warm_up(forward, wait, passes=2, seconds=0.0)
+    if device.type == "cuda":
+        _record(forward, wait, device, 1)  # the first profile pays for setting up CUPTI
+    totals, names = summarize(_record(forward, wait, device, forwards), device.type)
+    return _block(totals, names, device.type, forwards)
+
+
+def summarize(events: Iterable[Any], device_type: str) -> tuple[Totals, set[str]]:
+    """Microseconds and calls by (name, kind), and every name seen, from the profiler's `events()`."""
+    events = list(events)
+    on_cpu = [event for event in events if event.device_type == torch.autograd.DeviceType.CPU]
+    roots = [event for event in on_cpu if event.cpu_parent is None]
+    visits = [visit for root in roots for visit in _visit(root, None)]
+    totals: Totals = defaultdict(lambda: (0.0, 0))
+    if device_type != "cuda":
+        for event, scope in visits:
+            _add(totals, event.name, scope or "other", event.self_cpu_time_total)
+        return totals, {event.name for event in on_cpu}
+
+    # A kernel that an operator launched inherits that operator's kind; one replayed from a CUDA graph has its name only.
+    left: Counter[str] = Counter()
+    microseconds: Counter[str] = Counter()
+    for event in events:
+        if event.device_type == torch.autograd.DeviceType.CUDA and not getattr(event, "is_user_annotation", False):
+            left[event.name] += 1
+            microseconds[event.name] += event.time_range.elapsed_us()
+    names = set(left)
+    for event, scope in visits:
+        for kernel in event.kernels:
+            if left[kernel.name] > 0:
+                left[kernel.name] -= 1
+                microseconds[kernel.name] -= kernel.duration
+                kind = scope if scope == "attention" else kind_of(kernel.name) or scope
+                _add(totals, kernel.name, kind or "other", kernel.duration)
+    for name, calls in left.items():
+        if calls > 0:
+            _add(totals, name, kind_of(name) or "other", microseconds[name], calls)
+    return totals, names
+
+
+def _record(forward: Call, wait: Call, device: torch.device, forwards: int) -> Any:
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as torch_profile
+
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
+    wait()
+    with torch_profile(activities=activities) as profiler:
+        for _ in range(forwards):
+            forward()
+        wait()
+    return profiler.events()
+
+
+def _visit(event: Any, scope: Kind | None) -> Iterator[tuple[Any, Kind | None]]:
+    """`event` and all beneath it, each with its kind: attention stays attention, else the nearest name that tells."""
+    if scope != "attention":
+        own = kind_of(event.name)
+        # the product of two activations, as attention written out has it, is a matmul that ends in a bmm
+        if event.name == "aten::matmul" and any(child.name == "aten::bmm" for child in event.cpu_children):
+            own = "attention"
+        scope = own or scope
+    yield event, scope
+    for child in event.cpu_children:
+        yield from _visit(child, scope)
+
+
+def _add(totals: Totals, name: str, kind: Kind, microseconds: float, calls: int = 1) -> None:
+    before = totals[name, kind]
+    totals[name, kind] = (before[0] + microseconds, before[1] + calls)
+
+
+def _block(totals: Totals, names: set[str], device_type: str, forwards: int) -> dict[str, Any]:
+    ms = {key: microseconds / 1e3 / forwards for key, (microseconds, _) in totals.items()}
+    parts = {kind: sum((value for (_, its), value in ms.items() if its == kind), 0.0) for kind in KINDS}
+    ran = attention_ran(names)
+    proofs = {name: value for (name, _), value in ms.items() if ran and implementation_of(name) == ran}
+    longest = sorted(ms, key=lambda key: ms[key], reverse=True)[:_TOP]
+    return {
+        "total_ms": sum(parts.values()),
+        **{f"{kind}_ms": parts[kind] for kind in KINDS},
+        "top": [
+            {
+                "name": _short(name),
+                "ms": ms[name, kind],
+                "calls": round(totals[name, kind][1] / forwards, 1),
+                "kind": kind,
+            }
+            for name, kind in longest
+        ],
+        "device": device_type,
+        "forwards": forwards,
+        "attention_ran": ran,
+        "attention_kernel": _short(max(proofs, key=lambda name: proofs[name])) if proofs else None,
+    }
+
+
+def _short(name: str) -> str:
+    """Template arguments can fill a page; the beginning of the name identifies the kernel."""
+    return name if len(name) <= _NAME_LENGTH else name[: _NAME_LENGTH - 1] + "…"

@@ -1,0 +1,70 @@
+"""The study's charts as PNG files, each on a light and on a dark surface.
+
+    pictures, missing = draw_figures(study, Path("runs/flowers/report/figures"))
+    pictures[0].light                 # …/accuracy-latency.png; .dark is …/accuracy-latency-dark.png
+
+Drawn without pyplot, so that nothing is shared between two reports that are written at the same time.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+from petalite.files import atomic
+from petalite.report.charts import CHARTS, Chart
+from petalite.report.charts.base import WIDTH
+from petalite.report.inputs import Study
+from petalite.report.palette import DARK, LIGHT, Theme, rc
+
+DPI = 200
+#: A chart has few colours; a palette of this many makes its file four times smaller, with no visible difference.
+COLORS = 128
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A chart that was drawn: its words, its two files, and its size in pixels."""
+
+    name: str
+    title: str
+    alt: str
+    caption: str
+    light: Path
+    dark: Path
+    size: tuple[int, int]
+
+
+def draw_figures(study: Study, folder: Path) -> tuple[list[Picture], list[str]]:
+    """Draw every chart that the study has data for into `folder`; returns the pictures, and in words what is missing."""
+    pictures, missing = [], []
+    for make, absent in CHARTS:
+        chart = make(study)
+        if chart is None:
+            missing.append(absent)
+            continue
+        light, dark = folder / f"{chart.name}.png", folder / f"{chart.name}-dark.png"
+        size = _draw(chart, LIGHT, light)
+        _draw(chart, DARK, dark)
+        pictures.append(Picture(chart.name, chart.title, chart.alt, chart.caption, light, dark, size))
+    return pictures, missing
+
+
+def _draw(chart: Chart, theme: Theme, path: Path) -> tuple[int, int]:
+    import matplotlib
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(rc(theme)), warnings.catch_warnings():
+        # a variant may be named in a script that the fonts at hand lack: an empty box is no reason to fail
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure = Figure(figsize=(WIDTH, chart.height), dpi=DPI)
+        chart.draw(figure, theme)
+        figure.savefig(buffer, format="png", dpi=DPI)
+    with Image.open(buffer) as image, atomic(path) as temporary:
+        reduced = image.convert("RGB").quantize(COLORS, dither=Image.Dither.NONE)
+        reduced.save(temporary, format="PNG", optimize=True)
+        return reduced.size

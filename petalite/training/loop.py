@@ -1,0 +1,356 @@
+"""The training loop. Everything in it is a function of the seed and the step, so that a run which was killed and
+resumed ends with the same weights as one that never was.
+
+    checkpoint = train("digits", "vit_tiny_patch16_224", "runs/one", TrainRecipe(method="full"), pretrained=False)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from petalite import models
+from petalite.checkpoint import Checkpoint, tensor_hash, write_checkpoint
+from petalite.console import say, track
+from petalite.data import Augment, ImageData, Preprocess, check_data, load_batches, open_data, train_batches
+from petalite.device import resolve_device
+from petalite.errors import PetaliteError
+from petalite.formats.plain import DTYPES
+from petalite.plan import Plan
+from petalite.recipe import TrainRecipe
+from petalite.training import distributed, methods, state
+from petalite.training.start import starting_point
+
+
+def train(
+    data: str | Path | ImageData,
+    model: str | Path,
+    out: str | Path,
+    recipe: TrainRecipe | None = None,
+    *,
+    pretrained: bool = True,
+    image_size: int | None = None,
+    model_args: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    workers: int | None = None,
+) -> Checkpoint:
+    """Fine-tune `model` on `data` and write the best epoch, merged to plain fp32, to `out/checkpoints/fp32`.
+
+    A resume point in `out/train/checkpoints/last.pt` is continued if it belongs to the same training. Under torchrun
+    every process calls this, and the batch is spread over them.
+    Raises PetaliteError for bad data, an unsupported model, divergence, and memory that does not suffice for one image.
+    """
+    recipe = recipe or TrainRecipe()
+    images = data if isinstance(data, ImageData) else open_data(data, seed)
+    start = starting_point(
+        model, pretrained=pretrained, classes=images.classes, image_size=image_size, model_args=model_args, seed=seed
+    )
+    if recipe.method == "none":
+        return _write(Path(out), *start, images, recipe, None)
+    chosen = resolve_device(device)
+    world = distributed.join(chosen.type)
+    if world.size > 1 and chosen.type == "cuda":
+        chosen = torch.device("cuda", world.local_rank)
+    loop = _Loop(images, start, Path(out), recipe, seed, chosen, world, workers)
+    best = loop.run()
+    checkpoint = _write(Path(out), start[0], best, images, recipe, loop.progress) if world.first else None
+    distributed.leave(world)
+    return checkpoint or Checkpoint(Path(out) / "checkpoints" / "fp32", start[0], _fp32_plan(start[0]), best)
+
+
+class _Loop:
+    def __init__(
+        self,
+        images: ImageData,
+        start: tuple[models.Config, dict[str, Tensor]],
+        out: Path,
+        recipe: TrainRecipe,
+        seed: int,
+        device: torch.device,
+        world: distributed.World,
+        workers: int | None,
+    ) -> None:
+        config, tensors = start
+        self.images, self.out, self.recipe, self.seed = images, out, recipe, seed
+        self.device, self.world, self.workers = device, world, workers
+        self.preprocess = Preprocess.from_config(config)
+        self.augment = Augment(self.preprocess, recipe.augment, recipe.flip)
+        torch.manual_seed(seed)
+        self.model = methods.prepare(config, tensors, recipe, device)
+        self.trained = methods.trainable(self.model)
+        self.dtype = _precision(recipe.precision, device)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
+        self.peak_lr = recipe.lr or methods.LEARNING_RATES[recipe.method]
+        matrices = [parameter for parameter in self.trained.values() if parameter.ndim >= 2]
+        others = [parameter for parameter in self.trained.values() if parameter.ndim < 2]
+        groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=self.peak_lr)
+        self.whole_batch = recipe.batch_size * recipe.accumulate * world.size
+        self.steps_an_epoch = math.ceil(len(images.splits["train"]) / self.whole_batch)
+        self.steps = self.steps_an_epoch * recipe.epochs
+        self.class_weights = _class_weights(images).to(device) if recipe.class_weights else None
+        self.inputs = _inputs(images, config, tensors, recipe, seed, world)
+        self.progress = state.Progress(micro_batch=recipe.batch_size)
+        self.best: dict[str, Tensor] = {}
+        self.saved = time.monotonic()
+
+    def run(self) -> dict[str, Tensor]:
+        """Train from the resume point to the end; the best epoch's plain float32 tensors."""
+        count = sum(parameter.numel() for parameter in self.trained.values())
+        whole = sum(parameter.numel() for parameter in self.model.parameters())
+        self._say(
+            f"train: {self.recipe.method}, {count:,} of {whole:,} parameters, {self.recipe.epochs} epochs of "
+            f"{self.steps_an_epoch} steps, batch {self.whole_batch}, {str(self.dtype).removeprefix('torch.')} on {self.device}"
+        )
+        self._resume()
+        while self.progress.epoch < self.recipe.epochs:
+            self._epoch()
+        return methods.merged(self.model, self.best)
+
+    def _epoch(self) -> None:
+        progress, recipe = self.progress, self.recipe
+        self.model.train()
+        started = time.monotonic() - progress.seconds
+        label = f"epoch {progress.epoch + 1}/{recipe.epochs}"
+        for pixels, targets, count in track(self._batches(), label, total=self.steps_an_epoch - progress.step):
+            progress.loss_sum += self._step(pixels, targets, count)
+            progress.step += 1
+            progress.seconds = time.monotonic() - started
+            if progress.step < self.steps_an_epoch and time.monotonic() - self.saved > 60 * recipe.save_minutes:
+                self._save()
+        valid_loss, valid_top1 = self._validate()
+        progress.seconds = time.monotonic() - started
+        row = {
+            "epoch": progress.epoch + 1,
+            "step": (progress.epoch + 1) * self.steps_an_epoch,
+            "lr": self._lr(progress.epoch * self.steps_an_epoch + progress.step - 1),
+            "train_loss": progress.loss_sum / self.steps_an_epoch,
+            "valid_loss": valid_loss,
+            "valid_top1": valid_top1,
+            "seconds": round(progress.seconds, 1),
+        }
+        progress.rows.append(row)
+        if (valid_top1, -valid_loss) > (progress.best_top1, -progress.best_loss):
+            progress.best_top1, progress.best_loss = valid_top1, valid_loss
+            self.best = {name: parameter.detach().cpu().clone() for name, parameter in self.trained.items()}
+        progress.epoch, progress.step, progress.loss_sum, progress.seconds = progress.epoch + 1, 0, 0.0, 0.0
+        self._say(
+            f"{label}: loss {row['train_loss']:.3f}, valid loss {valid_loss:.3f}, "
+            f"valid top-1 {100 * valid_top1:.2f} %, {row['seconds']:.0f} s"
+        )
+        self._save()
+
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor, int]]:
+        """(pixels, targets, images in the whole batch) for the steps of this epoch that are left, this process's share."""
+        samples, epoch = self.images.splits["train"], self.progress.epoch
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        order = torch.randperm(len(samples), generator=generator).tolist()
+        wholes = [order[start : start + self.whole_batch] for start in range(0, len(order), self.whole_batch)]
+        wholes = wholes[self.progress.step :]
+        mine = [index for whole in wholes for index in whole[self.world.rank :: self.world.size]]
+        seeds = [((self.seed * 1_000_003 + epoch) * 1_000_003 + index) % 2**62 for index in mine]
+        share = self.whole_batch // self.world.size
+        batches = train_batches(samples, self.augment, mine, seeds, share, self.workers)
+        for whole in wholes:
+            if len(whole) <= self.world.rank:  # the last, short batch has no image for this process
+                yield (
+                    torch.empty(0, 3, *self.preprocess.size, dtype=torch.uint8),
+                    torch.empty(0, dtype=torch.long),
+                    len(whole),
+                )
+            else:
+                yield *next(batches), len(whole)
+
+    def _step(self, pixels: Tensor, targets: Tensor, count: int) -> float:
+        """One optimizer step on this process's share of a whole batch of `count` images; the mean loss of the batch."""
+        at = self.progress.epoch * self.steps_an_epoch + self.progress.step
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._lr(at)
+        loss = self._accumulate(pixels, targets, count)
+        distributed.sum_gradients(self.trained.values(), self.world)
+        self.scaler.unscale_(self.optimizer)
+        if self.recipe.clip_norm:
+            nn.utils.clip_grad_norm_(self.trained.values(), self.recipe.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        loss = float(distributed.total(torch.tensor(loss, device=self.device), self.world))
+        if not math.isfinite(loss):
+            raise PetaliteError(
+                f"training diverged at step {at + 1} (loss {loss}); lower --lr (it is {self.peak_lr:g})"
+            )
+        return loss
+
+    def _accumulate(self, pixels: Tensor, targets: Tensor, count: int) -> float:
+        """Gradients of the share in passes of `micro_batch` images; where memory runs out, smaller passes are tried."""
+        while True:
+            self.optimizer.zero_grad(set_to_none=True)
+            try:
+                return sum(
+                    self._backward(some, their, count)
+                    for some, their in zip(
+                        pixels.split(self.progress.micro_batch), targets.split(self.progress.micro_batch), strict=True
+                    )
+                    if len(some)
+                )
+            except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
+                if not _out_of_memory(error):
+                    raise
+            # outside the handler, which would keep the failed pass's tensors alive
+            if self.progress.micro_batch == 1:
+                raise PetaliteError(
+                    "out of memory with a single image; use --checkpointing, a smaller model or image size, or qlora"
+                )
+            self.progress.micro_batch = math.ceil(self.progress.micro_batch / 2)
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            passes = math.ceil(self.whole_batch / self.world.size / self.progress.micro_batch)
+            say(
+                f"out of memory: batch size halved to {self.progress.micro_batch}, {passes} passes a step; the result is the same"
+            )
+
+    def _backward(self, pixels: Tensor, targets: Tensor, count: int) -> float:
+        loss = self._loss(pixels, targets, self.recipe.label_smoothing)[0] / count
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        return float(loss.detach())
+
+    def _loss(self, pixels: Tensor, targets: Tensor, smoothing: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Summed loss, logits (n, classes) and targets on the device, for uint8 pixels (n, 3, H, W)."""
+        inputs = self.preprocess.normalize(pixels.to(self.device, non_blocking=True))
+        targets = targets.to(self.device, non_blocking=True)
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            logits = self.model(inputs)
+        loss = F.cross_entropy(
+            logits.float(), targets, weight=self.class_weights, label_smoothing=smoothing, reduction="sum"
+        )
+        return loss, logits, targets
+
+    @torch.no_grad()
+    def _validate(self) -> tuple[float, float]:
+        """Mean loss and top-1 on the validation split."""
+        self.model.eval()
+        methods.keep_4bit_layers_unpacked(self.model)
+        samples = self.images.splits["valid"][self.world.rank :: self.world.size]
+        sums = torch.zeros(3, dtype=torch.float64, device=self.device)  # loss, right, seen
+        for batch in load_batches(
+            [sample.path for sample in samples], self.preprocess, self.recipe.batch_size, self.workers
+        ):
+            if batch.errors:
+                raise PetaliteError(f"{batch.errors[0][1]}; remove it from the validation images")
+            targets = torch.tensor([samples[index].target for index in batch.indices.tolist()])
+            loss, logits, targets = self._loss(batch.pixels, targets, 0.0)
+            sums += torch.stack(
+                [loss.double(), (logits.argmax(-1) == targets).sum().double(), sums.new_tensor(len(targets))]
+            )
+        loss_sum, right, seen = distributed.total(sums, self.world).tolist()
+        return loss_sum / seen, right / seen
+
+    def _lr(self, step: int) -> float:
+        """Linear warm-up, then a cosine to zero (Loshchilov and Hutter, 2017, arXiv:1608.03983)."""
+        warm = max(1, round(self.recipe.warmup * self.steps))
+        if step < warm:
+            return self.peak_lr * (step + 1) / warm
+        return self.peak_lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, self.steps - warm)))
+
+    def _save(self) -> None:
+        if self.world.first:
+            folder = self.out / "train"
+            state.save(
+                folder / "checkpoints" / "last.pt",
+                self.inputs, self.progress, self.trained, self.best, self.optimizer, self.scaler,
+            )  # fmt: skip
+            state.write_metrics(folder / "metrics.csv", self.progress.rows)
+        self.saved = time.monotonic()
+
+    def _resume(self) -> None:
+        saved = state.read(self.out / "train" / "checkpoints" / "last.pt", self.inputs)
+        if saved is None:
+            return
+        with torch.no_grad():
+            for name, parameter in self.trained.items():
+                parameter.copy_(saved["trained"][name])
+        self.best = saved["best"]
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.scaler.load_state_dict(saved["scaler"])
+        self.progress = state.Progress(**saved["progress"])
+        torch.set_rng_state(saved["random"])
+        if saved["random_cuda"] and self.device.type == "cuda":
+            torch.cuda.set_rng_state_all(saved["random_cuda"])
+        self._say(f"train: resumed after {self.progress.epoch} epochs and {self.progress.step} steps")
+
+    def _say(self, text: str) -> None:
+        if self.world.first:
+            say(text)
+
+
+def _write(
+    out: Path,
+    config: models.Config,
+    tensors: Mapping[str, Tensor],
+    images: ImageData,
+    recipe: TrainRecipe,
+    progress: state.Progress | None,
+) -> Checkpoint:
+    notes = {"data": images.name, "training": f"{recipe.method}, {recipe.epochs} epochs" if progress else "none"}
+    if progress:
+        notes["validation top-1 (best epoch)"] = f"{progress.best_top1:.4f} of {len(images.splits['valid'])} images"
+    config = {**config, "class_folders": list(images.folders)}
+    return write_checkpoint(out / "checkpoints" / "fp32", config, tensors, _fp32_plan(config), notes)
+
+
+def _fp32_plan(config: models.Config) -> Plan:
+    return Plan("fp32", dict.fromkeys(models.layers(models.build(config)), "fp32"), "fp32")
+
+
+def _precision(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        ampere = device.type == "cpu" or torch.cuda.get_device_capability(device) >= (8, 0)
+        return torch.bfloat16 if ampere else torch.float16
+    if name == "fp16" and device.type == "cpu":
+        raise PetaliteError("training in fp16 needs a GPU; use --precision bf16 or fp32 on a CPU")
+    return DTYPES[name]
+
+
+def _class_weights(images: ImageData) -> Tensor:
+    """Inverse class frequencies, scaled so that their mean over the training images is 1."""
+    targets = torch.tensor([sample.target for sample in images.splits["train"]])
+    counts = torch.bincount(targets, minlength=len(images.classes)).float()
+    return len(targets) / (len(images.classes) * counts)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    text = str(error)
+    return (
+        isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        or "can't allocate memory" in text
+        or "out of memory" in text
+    )
+
+
+def _inputs(
+    images: ImageData,
+    config: models.Config,
+    tensors: Mapping[str, Tensor],
+    recipe: TrainRecipe,
+    seed: int,
+    world: distributed.World,
+) -> str:
+    """A hash of all that decides the result, so that a resume point is never continued by another training."""
+    described = {
+        "data": check_data(images).fingerprint,
+        "recipe": {name: value for name, value in vars(recipe).items() if name != "save_minutes"},
+        "config": config,
+        "seed": seed,
+        "world": world.size,
+        "tensors": {name: tensor_hash(tensor) for name, tensor in tensors.items()},
+    }
+    return hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()

@@ -1,0 +1,111 @@
+"""What is trained: the head, LoRA matrices, LoRA over NF4, or everything; and how it becomes plain weights again.
+
+Sources: Hu et al., "LoRA", 2021 (arXiv:2106.09685); Dettmers et al., "QLoRA", 2023 (arXiv:2305.14314). The matrices are
+peft's. The head is always trained, in float32, beside them; it is saved by its own name and cannot be lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from petalite import models
+from petalite.errors import PetaliteError
+from petalite.formats import get_format
+from petalite.plan import is_head
+from petalite.recipe import TrainRecipe
+
+LEARNING_RATES = {"lora": 2e-3, "qlora": 2e-3, "head": 5e-3, "full": 1e-4}
+
+
+def prepare(
+    config: models.Config, tensors: Mapping[str, Tensor], recipe: TrainRecipe, device: torch.device
+) -> nn.Module:
+    """The model on `device`, with the parameters that `recipe.method` trains requiring gradients, in float32."""
+    model = models.build(config)
+    model.load_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, assign=True)
+    model.to(device).requires_grad_(recipe.method == "full")
+    if recipe.method == "qlora":
+        _quantize_blocks(model, device)
+    if recipe.method in ("lora", "qlora"):
+        _add_lora(model, recipe)
+    for name, parameter in model.named_parameters():
+        if is_head(name.rpartition(".")[0]):
+            parameter.requires_grad_(True)
+    if recipe.checkpointing:
+        model.set_grad_checkpointing(True)  # type: ignore[operator]
+    return model
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that are trained, by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+@torch.no_grad()
+def merged(model: nn.Module, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Plain float32 tensors under timm's names, from the model and the `trained` values of its trainable parameters."""
+    parameters = dict(model.named_parameters())
+    for name, value in trained.items():
+        parameters[name].copy_(value)
+    plain: dict[str, Tensor] = {}
+    for name, parameter in model.state_dict().items():
+        if ".lora_" in name or (".base_layer." in name and not name.endswith(".base_layer.bias")):
+            continue
+        plain[name.replace(".base_layer.", ".")] = parameter.float().cpu().clone()
+    for name, module in model.named_modules():
+        if hasattr(module, "lora_A"):
+            delta: Tensor = module.get_delta_weight("default")  # type: ignore[operator]
+            plain[f"{name}.weight"] = (_base_weight(module) + delta.float()).cpu()
+    return plain
+
+
+def keep_4bit_layers_unpacked(model: nn.Module) -> None:
+    """Call after `model.eval()`: bitsandbytes' 4-bit layers repack their weights for inference on some processors at
+    the first forward pass in evaluation mode, and cannot be trained afterwards."""
+    for module in model.modules():
+        if type(module).__name__ == "Linear4bit":
+            module.training = True
+
+
+def _add_lora(model: nn.Module, recipe: TrainRecipe) -> None:
+    from peft import LoraConfig, inject_adapter_in_model
+
+    # a full expression: "proj" alone would also take the patch embedding, which is a convolution of that name
+    targets = rf"blocks\.\d+\.(attn|mlp)\.({'|'.join(recipe.targets)})"
+    adapter = LoraConfig(
+        r=recipe.rank, lora_alpha=recipe.alpha, lora_dropout=recipe.dropout, target_modules=targets, bias="none"
+    )
+    inject_adapter_in_model(adapter, model)
+    for parameter in trainable(model).values():
+        parameter.data = parameter.data.float()
+
+
+def _quantize_blocks(model: nn.Module, device: torch.device) -> None:
+    format = get_format("nf4")
+    format.require(device)
+    for name in models.layers(model):
+        if is_head(name) or name == "patch_embed.proj":
+            continue
+        linear = model.get_submodule(name)
+        packed = format.pack(linear.weight.detach().float())  # type: ignore[operator, union-attr]
+        bias = linear.bias.detach() if linear.bias is not None else None  # type: ignore[union-attr]
+        model.set_submodule(name, format.build(packed, bias, torch.bfloat16, device))
+    model.requires_grad_(False)
+    model.is_loaded_in_4bit = True  # type: ignore[assignment]  # peft asks this before it wraps bitsandbytes' layers
+
+
+def _base_weight(module: nn.Module) -> Tensor:
+    weight = module.base_layer.weight  # type: ignore[union-attr]
+    if hasattr(weight, "quant_state"):
+        import bitsandbytes
+
+        if getattr(weight.quant_state, "packing_format_for_cpu", False):
+            raise PetaliteError(
+                "a 4-bit layer was repacked for inference during training; its weights cannot be merged"
+            )
+        unpacked: Tensor = bitsandbytes.functional.dequantize_4bit(weight.data, weight.quant_state)  # type: ignore[arg-type]
+        return unpacked.float()
+    return weight.float()  # type: ignore[operator, return-value, union-attr]
