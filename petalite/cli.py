@@ -190,13 +190,15 @@ def quantize(
 
     Example: petalite quantize runs/demo/checkpoints/fp32 --format nf4 --keep first_last --out runs/nf4
     """
+    from petalite.checkpoint import read_checkpoint
     from petalite.files import prepare_out
     from petalite.formats import get_format
     from petalite.quantization import quantize as quantize_checkpoint
 
     get_format(format)
+    parent = read_checkpoint(checkpoint)
     prepare_out(out, force=force)
-    written = quantize_checkpoint(checkpoint, format, out, keep=o.listed(keep) or (), include_head=include_head)
+    written = quantize_checkpoint(parent, format, out, keep=o.listed(keep) or (), include_head=include_head)
     facts = {
         "checkpoint": str(out),
         "format": written.plan.format,

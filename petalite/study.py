@@ -26,6 +26,7 @@ from petalite.attention import BACKENDS
 from petalite.checkpoint import read_checkpoint
 from petalite.console import say, warn
 from petalite.data import DataReport, ImageData, check_data, open_data
+from petalite.device import resolve_device
 from petalite.engine import load
 from petalite.errors import Incomplete, PetaliteError, did_you_mean
 from petalite.evaluation import logits_of
@@ -56,7 +57,13 @@ def run(
 
     Raises PetaliteError for input that cannot work, and Incomplete at the end when a variant failed.
     """
-    return _Study(recipe, prepare_out(Path(out), resume=resume, force=force), device, command).run()
+    variants = {name: parse_variant(name) for name in recipe.variants}
+    resolve_device(device)
+    images = open_data(recipe.data, recipe.seed)
+    if not images.splits["test"]:
+        raise PetaliteError(f"{images.name} has no test images to compare variants on")
+    folder = prepare_out(Path(out), resume=resume, force=force)
+    return _Study(recipe, variants, images, folder, device, command).run()
 
 
 def parse_variant(name: str) -> tuple[str, str, str]:
@@ -102,9 +109,17 @@ class _Outcome:
 
 
 class _Study:
-    def __init__(self, recipe: Recipe, out: Path, device: str, command: Sequence[str]) -> None:
-        self.recipe, self.out, self.device = recipe, out, device
-        self.variants = {name: parse_variant(name) for name in recipe.variants}
+    def __init__(
+        self,
+        recipe: Recipe,
+        variants: Mapping[str, tuple[str, str, str]],
+        images: ImageData,
+        out: Path,
+        device: str,
+        command: Sequence[str],
+    ) -> None:
+        self.recipe, self.variants, self.out, self.device = recipe, variants, out, device
+        self.images, self.report = images, check_data(images)
         recorded = read_json(out / "run.json") if (out / "run.json").exists() else {}
         self.steps: dict[str, dict[str, Any]] = recorded.get("steps", {})
         self.record = {
@@ -116,14 +131,11 @@ class _Study:
         }
 
     def run(self) -> dict[str, Any]:
-        images, report = self._data()
-        self.record["data"] = _described(images, report)
-        self._save()
-        self._train(images, report)
+        self._check_data()
+        self._train()
         self._formats()
-        outcomes = self._evaluate(images, report)
-        benched = self._benchmark(outcomes, report)
-        results = self._results(outcomes, benched, images, report)
+        outcomes = self._evaluate()
+        results = self._results(outcomes, self._benchmark(outcomes))
         self._report(results)
         bad = [row for row in results["variants"] if row["status"] == "failed"]
         if bad:
@@ -132,28 +144,27 @@ class _Study:
             )
         return results
 
-    def _data(self) -> tuple[ImageData, DataReport]:
-        images = open_data(self.recipe.data, self.recipe.seed)
-        report = check_data(images)
-        for line in report.lines():
+    def _check_data(self) -> None:
+        for line in self.report.lines():
             say(f"data: {line}")
-        if report.unreadable:
-            warn(f"{len(report.unreadable)} unreadable images are left out of the study")
-            images = images.without(report.unreadable)
-        return images, report
+        if self.report.unreadable:
+            warn(f"{len(self.report.unreadable)} unreadable images are left out of the study")
+            self.images = self.images.without(self.report.unreadable)
+        self.record["data"] = _described(self.images, self.report)
+        self._save()
 
-    def _train(self, images: ImageData, report: DataReport) -> None:
+    def _train(self) -> None:
         recipe = self.recipe
         model = Path(recipe.model)
         origin = sha256(model / "model.safetensors") if (model / "model.safetensors").is_file() else recipe.model
         inputs = _digest(
-            report.fingerprint, asdict(replace(recipe.train, save_minutes=0)), origin,
+            self.report.fingerprint, asdict(replace(recipe.train, save_minutes=0)), origin,
             recipe.pretrained, recipe.image_size, recipe.model_args, recipe.seed,
         )  # fmt: skip
 
         def work() -> None:
             checkpoint = train(
-                images,
+                self.images,
                 recipe.model,
                 self.out,
                 recipe.train,
@@ -181,9 +192,9 @@ class _Study:
 
             self._step(f"format {name}", inputs, [target], work)
 
-    def _evaluate(self, images: ImageData, report: DataReport) -> list[_Outcome]:
+    def _evaluate(self) -> list[_Outcome]:
         """Logits of every variant on the test images, and its predictions CSV."""
-        samples = images.splits["test"]
+        samples = self.images.splits["test"]
         outcomes = []
         for name, (format, attention, compute) in self.variants.items():
             outcome = _Outcome(Variant(name, self._checkpoint(format), attention, compute), format)
@@ -191,7 +202,7 @@ class _Study:
             inputs = _digest(
                 sha256(outcome.variant.checkpoint / "model.safetensors"),
                 sha256(outcome.variant.checkpoint / "config.json"),
-                report.fingerprint, attention, compute, self.device, torch.__version__,
+                self.report.fingerprint, attention, compute, self.device, torch.__version__,
             )  # fmt: skip
             predictions = self.out / "predictions" / f"{name}.csv"
 
@@ -203,7 +214,7 @@ class _Study:
                 with atomic(self._logits(variant.name)) as temporary, temporary.open("wb") as file:
                     np.save(file, logits.numpy())
                 paths = [sample.path.resolve() for sample in samples]
-                targets = [images.classes[sample.target] for sample in samples]
+                targets = [self.images.classes[sample.target] for sample in samples]
                 write_predictions(predictions, rows_of(classifier, logits, paths, targets))
 
             try:
@@ -218,7 +229,7 @@ class _Study:
                 warn(f"{name} failed: {outcome.reason}")
         return outcomes
 
-    def _benchmark(self, outcomes: list[_Outcome], report: DataReport) -> dict[str, dict[str, Any]]:
+    def _benchmark(self, outcomes: list[_Outcome]) -> dict[str, dict[str, Any]]:
         """Latency, throughput, memory and kernels of the variants that run, by name; measured together, interleaved."""
         variants = [outcome.variant for outcome in outcomes if outcome.status == "ok"]
         if not variants:
@@ -251,10 +262,8 @@ class _Study:
         self,
         outcomes: list[_Outcome],
         benched: Mapping[str, Mapping[str, Any]],
-        images: ImageData,
-        report: DataReport,
     ) -> dict[str, Any]:
-        targets = torch.tensor([sample.target for sample in images.splits["test"]])
+        targets = torch.tensor([sample.target for sample in self.images.splits["test"]])
         baseline = self.recipe.variants[0]
         base_logits = self._read_logits(baseline) if outcomes[0].status == "ok" else None
         rows = []
@@ -285,11 +294,11 @@ class _Study:
             rows,
             environment=self.record["environment"],
             data={
-                "name": images.name,
+                "name": self.images.name,
                 "split": "test",
                 "images": len(targets),
-                "classes": len(images.classes),
-                "fingerprint": report.fingerprint,
+                "classes": len(self.images.classes),
+                "fingerprint": self.report.fingerprint,
             },
             baseline=baseline,
             budget_points=self.recipe.budget_points,

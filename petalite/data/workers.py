@@ -31,7 +31,7 @@ def usable_workers(workers: int | None) -> int:
 def worker_context() -> BaseContext:
     """Fork (a few ms a worker), unless CUDA is in use in this process: its state does not survive a fork.
 
-    Then, and where there is no fork, workers come from a clean server process that has imported this package once
+    Then, and where there is no fork, workers come from a clean server process that has imported what they need once
     (a few seconds the first time).
     """
     methods = multiprocessing.get_all_start_methods()
@@ -39,7 +39,7 @@ def worker_context() -> BaseContext:
         return multiprocessing.get_context("fork")
     if "forkserver" in methods:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["petalite.data"])
+        context.set_forkserver_preload(["petalite.data", "torchvision.transforms.v2"])
         return context
     return multiprocessing.get_context("spawn")
 

@@ -26,6 +26,9 @@ from petalite.errors import PetaliteError
 from petalite.files import disk_bytes
 from petalite.measure.latency import latency_entry
 from petalite.measure.process import Worker, WorkerError
+from petalite.measure.tables import profile_table, table, write_benchmark_csv
+
+__all__ = ["Variant", "benchmark", "profile", "profile_table", "table", "write_benchmark_csv"]
 
 Row = dict[str, Any]
 
@@ -102,6 +105,17 @@ def benchmark(
         return [_row(run) for run in runs]
 
 
+def profile(variant: Variant, batch_size: int = 1, device: str = "auto", threads: int | None = None) -> Row:
+    """The `kernels` block of one variant, measured in a process of its own.
+
+    Raises PetaliteError when the variant cannot be loaded or run here.
+    """
+    _check([variant], [batch_size], [batch_size], samples=1, seconds=0.0, rounds=1)
+    with Worker() as worker:
+        _load_into(worker, variant, {"device": device, "threads": threads})
+        return {"batch_size": batch_size, **worker.profile(batch_size)}
+
+
 def _living(runs: Sequence[_Run]) -> list[_Run]:
     return [run for run in runs if run.failure is None]
 
@@ -157,9 +171,7 @@ def _throughput(runs: list[_Run], batches: Sequence[int], seconds: float) -> Non
             say(f"{run.variant.name}: batch {batch}: {error}")
 
 
-def _profile(
-    stack: ExitStack, start: Callable[[], Worker], run: _Run, settings: Row, batches: Sequence[int]
-) -> None:
+def _profile(stack: ExitStack, start: Callable[[], Worker], run: _Run, settings: Row, batches: Sequence[int]) -> None:
     """Kernels of each batch size that could be timed; in a new process if the sweep has killed the old one."""
     try:
         if not run.worker.alive:
@@ -178,10 +190,11 @@ def _rotated(runs: list[_Run], turn: int) -> list[_Run]:
 
 
 def _raw(run: _Run) -> Row:
-    """Every sample in milliseconds, in the order taken, and how many of them each round gave."""
+    """Every sample in milliseconds, in the order taken; how many rounds, and how many samples each of them gave."""
     return {
+        "rounds": max((len(rounds) for rounds in run.rounds_ms.values()), default=0),
         "latency_ms": {str(batch): [ms for taken in rounds for ms in taken] for batch, rounds in run.rounds_ms.items()},
-        "rounds": {str(batch): [len(taken) for taken in rounds] for batch, rounds in run.rounds_ms.items()},
+        "samples_per_round": {str(batch): [len(taken) for taken in rounds] for batch, rounds in run.rounds_ms.items()},
     }
 
 
@@ -194,7 +207,10 @@ def _row(run: _Run) -> Row:
         "reason": run.failure,
         "attention": info.get("attention", variant.attention),
         "compute": info.get("compute", variant.compute),
-        **{key: info.get(key) for key in ("format", "device", "architecture", "image_size", "parameters", "load_s", "threads")},
+        **{
+            key: info.get(key)
+            for key in ("format", "device", "architecture", "image_size", "parameters", "load_s", "threads")
+        },
         **dict.fromkeys(("attention_ran", "latency", "throughput", "memory", "kernels")),
         "latency_by_batch": [],
         "throughput_by_batch": [],
@@ -241,4 +257,6 @@ def _check(
     if not batch_sizes or min(batches) < 1:
         raise PetaliteError(f"batch sizes must be whole numbers of at least 1, got {list(batches)}")
     if samples < 1 or rounds < 1 or seconds < 0:
-        raise PetaliteError(f"samples and rounds must be at least 1, seconds at least 0; got {samples}, {rounds}, {seconds}")
+        raise PetaliteError(
+            f"samples and rounds must be at least 1, seconds at least 0; got {samples}, {rounds}, {seconds}"
+        )

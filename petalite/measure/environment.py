@@ -48,14 +48,13 @@ def hardware(environment: dict[str, Any]) -> str:
 
 
 def cpu() -> dict[str, Any]:
-    """`model`, `cores` that this process may use, `flags` that matter here, `memory_bytes` of the machine."""
+    """`model`, `cores` that this process may use, and `flags` that matter here."""
     fields = _cpuinfo()
     present = set((fields.get("flags") or fields.get("Features") or "").split())
     return {
         "model": fields.get("model name") or platform.processor() or platform.machine(),
         "cores": available_cores(),
         "flags": [flag for flag in FLAGS if flag in present],
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
     }
 
 

@@ -95,7 +95,7 @@ def profile(forward: Call, wait: Call, device: torch.device, *, forwards: int = 
 def summarize(events: Iterable[Any], device_type: str) -> tuple[Totals, set[str]]:
     """Microseconds and calls by (name, kind), and every name seen, from the profiler's `events()`."""
     events = list(events)
-    on_cpu = [event for event in events if event.device_type == torch.autograd.DeviceType.CPU]
+    on_cpu = [event for event in events if event.device_type.name == "CPU"]
     roots = [event for event in on_cpu if event.cpu_parent is None]
     visits = [visit for root in roots for visit in _visit(root, None)]
     totals: Totals = defaultdict(lambda: (0.0, 0))
@@ -108,7 +108,7 @@ def summarize(events: Iterable[Any], device_type: str) -> tuple[Totals, set[str]
     left: Counter[str] = Counter()
     microseconds: Counter[str] = Counter()
     for event in events:
-        if event.device_type == torch.autograd.DeviceType.CUDA and not getattr(event, "is_user_annotation", False):
+        if event.device_type.name == "CUDA" and not getattr(event, "is_user_annotation", False):
             left[event.name] += 1
             microseconds[event.name] += event.time_range.elapsed_us()
     names = set(left)

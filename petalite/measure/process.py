@@ -47,7 +47,7 @@ class Worker:
     def __init__(self, program: Sequence[str] | None = None, *, silence_s: float = 900.0) -> None:
         self._silence_s = silence_s
         self._ended: str | None = None
-        self._stderr = tempfile.TemporaryFile()
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the process)
         self._process = subprocess.Popen(
             program or [sys.executable, "-P", "-c", _START, json.dumps(sys.path)],
             stdin=subprocess.PIPE,
@@ -169,4 +169,3 @@ class Worker:
         last = self.printed()[-1:] or ["nothing was printed"]
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         return WorkerError(f"the process died ({how}): {last[0].strip()[:200]}")
-

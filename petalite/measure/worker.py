@@ -50,7 +50,7 @@ class Session:
         """Load the variant: the classifier's Info, `load_s`, `threads`, and `before_bytes`, what was held before."""
         import torch
 
-        from petalite.engine import resolve_device
+        from petalite.device import resolve_device
         from petalite.measure import memory
 
         target = resolve_device(device)

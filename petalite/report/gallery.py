@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 LIMIT = 24
 COLUMNS = 6
-PHOTO_PIXELS = 320
-DPI = 160
+PHOTO_PIXELS = 240  # the cell times DPI: drawn pixel for pixel
+DPI = 120
 RIGHT, WRONG, UNKNOWN = "#0b7a55", "#c0392b", "#33418e"
 BAR = "#dfe6f3"
 
@@ -82,7 +82,7 @@ def _cell(figure: Figure, prediction: Prediction, image: Image, left: float, top
     width, height = figure.get_size_inches()
     mark, color = {True: ("✓ ", RIGHT), False: ("✗ ", WRONG), None: ("", UNKNOWN)}[prediction.right]
     truth = "" if prediction.right is not False else f"is {words.shortened(prediction.target or '', 26)}"
-    best = f"{mark}{words.shortened(prediction.best or '', 22)}"
+    best = f"{mark}{words.shortened(prediction.best or "", 25)}"
     line = (top - 0.13) / height
     figure.text(left / width, line, best, color=color, fontweight="bold", fontsize=9.5, va="center")
     below = truth or words.shortened(Path(prediction.path).name, 28)

@@ -1,11 +1,12 @@
 """Benchmark rows as a flat CSV that says where it was measured: one line a (variant, batch size).
 
-    write_benchmark_csv(rows, Path("benchmarks/results/h200_torch2.11.csv"))
+write_benchmark_csv(rows, Path("benchmarks/results/h200_torch2.11.csv"))
 """
 
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,40 @@ def write_benchmark_csv(rows: Sequence[dict[str, Any]], path: Path, environment:
         writer.writerows(table)
 
 
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """`benchmark`'s rows as text: the first variant is what the others are compared with."""
+    lines = [
+        f"{'variant':16} {'p50 ms':>9} {'p95 ms':>9} {'speed-up':>8} {'img/s':>9} {'batch':>5} {'peak MB':>8}  ran"
+    ]
+    first = next((row["latency"]["p50_ms"] for row in rows if row["latency"]), None)
+    for row in rows:
+        if row["status"] != "ok":
+            lines.append(f"{row['name']:16} {row['status']}: {row['reason']}")
+            continue
+        latency, best = row["latency"], row["throughput"] or {}
+        ran = ", ".join(filter(None, (row["attention_ran"], row["compute"], row["device"])))
+        lines.append(
+            f"{row['name']:16} {latency['p50_ms']:9.2f} {latency['p95_ms']:9.2f} {first / latency['p50_ms']:7.2f}x "
+            f"{best.get('images_per_s') or math.nan:9.1f} {best.get('batch_size') or '-':>5} "
+            f"{(row['memory'].get('peak_bytes') or math.nan) / 1e6:8.0f}  {ran}"
+        )
+    return "\n".join(lines)
+
+
+def profile_table(kernels: dict[str, Any]) -> str:
+    """A `kernels` block as text: the parts, then the longest kernels or operators."""
+    total = kernels["total_ms"]
+    ran = kernels["attention_ran"] or "not recognized"
+    lines = [
+        f"{total:.3f} ms a pass on {kernels['device']}; attention: {ran} ({kernels['attention_kernel'] or 'no kernel seen'})"
+    ]
+    for kind in ("attention", "matmul", "dequantize", "other"):
+        value = kernels[f"{kind}_ms"]
+        lines.append(f"{kind:10} {value:9.3f} ms {100 * value / total if total else 0.0:5.1f} %")
+    lines += [f"  {top['ms']:9.3f} ms {top['calls']:7g}x  {top['kind']:10} {top['name']}" for top in kernels["top"]]
+    return "\n".join(lines)
+
+
 def benchmark_table(rows: Sequence[dict[str, Any]], environment: dict[str, Any]) -> list[dict[str, Any]]:
     """One dict of columns a (variant, batch size); a variant that failed has one, with its reason and no batch size.
 
@@ -43,11 +78,8 @@ def _batches(row: dict[str, Any]) -> list[int | None]:
 
 
 def _line(row: dict[str, Any], batch: int | None) -> dict[str, Any]:
-    latency, throughput, kernels = (
-        next((entry for entry in row[f"{what}_by_batch"] if entry["batch_size"] == batch), {})
-        for what in ("latency", "throughput", "kernels")
-    )
-    memory = row["memory"] or {}
+    latency, throughput, kernels = (_entry(row, what, batch) for what in ("latency", "throughput", "kernels"))
+    memory: dict[str, Any] = row["memory"] or {}
     return {
         "variant": row["name"],
         **{key: row[key] for key in _VARIANT},
@@ -67,8 +99,12 @@ def _line(row: dict[str, Any], batch: int | None) -> dict[str, Any]:
     }
 
 
+def _entry(row: dict[str, Any], what: str, batch: int | None) -> dict[str, Any]:
+    return next((entry for entry in row[f"{what}_by_batch"] if entry["batch_size"] == batch), {})
+
+
 def _machine(environment: dict[str, Any]) -> dict[str, Any]:
-    gpu = next(iter(environment["gpus"]), {})
+    gpu: dict[str, Any] = next(iter(environment["gpus"]), {})
     return {
         "hardware": hardware(environment),
         "cpu": environment["cpu"]["model"],
