@@ -15,7 +15,7 @@ from pathlib import Path
 from petalite.files import write_json
 from petalite.measure.bench import Variant, benchmark
 from petalite.measure.environment import environment, hardware
-from petalite.measure.table import write_benchmark_csv
+from petalite.measure.tables import write_benchmark_csv
 from petalite.speed import random_checkpoints
 from petalite.study import parse_variant
 

@@ -31,7 +31,7 @@ from petalite.engine import load
 from petalite.errors import Incomplete, PetaliteError, did_you_mean
 from petalite.evaluation import logits_of
 from petalite.files import atomic, disk_bytes, prepare_out, read_json, sha256, write_json
-from petalite.formats import get_format
+from petalite.formats import FORMATS, get_format
 from petalite.formats.plain import DTYPES
 from petalite.measure.accuracy import score
 from petalite.measure.bench import Variant, benchmark
@@ -68,17 +68,19 @@ def run(
 
 def parse_variant(name: str) -> tuple[str, str, str]:
     """(format, attention, compute) of a variant's name: FORMAT[-ATTENTION[-COMPUTE]], `auto` where not named."""
-    for cut in range(name.count("-"), -1, -1):  # a format's own name may hold hyphens
-        parts = name.split("-")
-        format, rest = "-".join(parts[: cut + 1]), parts[cut + 1 :]
-        attention, compute, *more = [*rest, *["auto"] * (2 - len(rest))]
-        if not more and attention in (*BACKENDS, "auto") and compute in (*DTYPES, "auto"):
-            return get_format(format).name, attention, compute
-    wrong = name.split("-")[1]
-    raise PetaliteError(
-        f"variant '{name}': unknown attention '{wrong}'{did_you_mean(wrong, BACKENDS)}; "
-        "a variant is FORMAT, FORMAT-ATTENTION or FORMAT-ATTENTION-COMPUTE, e.g. nf4-fa2"
-    )
+    parts = name.split("-")
+    cuts = [
+        cut for cut in range(len(parts), 0, -1) if "-".join(parts[:cut]) in FORMATS
+    ]  # a format's name may hold hyphens
+    format = get_format("-".join(parts[: cuts[0]]) if cuts else parts[0]).name
+    attention, compute, *more = [*parts[cuts[0] :], "auto", "auto"][: max(2, len(parts) - cuts[0])]
+    for word, known in ((attention, BACKENDS), (compute, DTYPES)):
+        if word not in (*known, "auto") or more:
+            raise PetaliteError(
+                f"variant '{name}': '{word}' is not known there{did_you_mean(word, known)}; "
+                "a variant is FORMAT, FORMAT-ATTENTION or FORMAT-ATTENTION-COMPUTE, e.g. nf4-fa2"
+            )
+    return format, attention, compute
 
 
 def summary(results: Mapping[str, Any], out: str | Path) -> str:

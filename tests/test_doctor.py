@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from petalite import doctor
+from petalite import doctor, models
 from petalite.attention import BACKENDS
-from petalite.doctor import diagnose, render
+from petalite.doctor import diagnose, listing, render, trials
+from petalite.errors import PetaliteError
 from petalite.formats import FORMATS
 
 
@@ -42,14 +43,14 @@ def test_the_report_is_json_and_names_versions_and_hardware(report: dict[str, An
     text = render(report)
     assert f"torch {torch.__version__.split('+')[0]}" in text
     assert report["cpu"]["name"] in text
-    assert text.endswith("\n")
+    assert not text.endswith("\n")
 
 
 def test_a_broken_package_is_found_by_trying(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any) -> Any:
         raise OSError("/home/someone/site-packages/bnb/libbnb.so: cannot open shared object file\nmore")
 
-    monkeypatch.setattr(doctor, "FORMATS", {"nf4": dataclasses.replace(FORMATS["nf4"], pack=broken)})
+    monkeypatch.setattr(trials, "FORMATS", {"nf4": dataclasses.replace(FORMATS["nf4"], pack=broken)})
     report = diagnose()
     reason = report["runs"]["cpu"]["formats"]["nf4"]
     assert reason == "a small trial failed: OSError: …/libbnb.so: cannot open shared object file"
@@ -58,7 +59,7 @@ def test_a_broken_package_is_found_by_trying(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_missing_package_is_named_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     missing = dataclasses.replace(FORMATS["nf4"], package="package_that_is_not_there")
-    monkeypatch.setattr(doctor, "FORMATS", {"nf4": missing})
+    monkeypatch.setattr(trials, "FORMATS", {"nf4": missing})
     assert "pip install package_that_is_not_there" in render(diagnose())
 
 
@@ -68,7 +69,7 @@ def test_a_backend_that_fails_in_one_precision_runs_in_the_others(monkeypatch: p
             raise RuntimeError("not implemented for 'Half'")
         return BACKENDS["math"].attend(query, key, value)
 
-    monkeypatch.setattr(doctor, "BACKENDS", {"math": dataclasses.replace(BACKENDS["math"], attend=no_half)})
+    monkeypatch.setattr(trials, "BACKENDS", {"math": dataclasses.replace(BACKENDS["math"], attend=no_half)})
     lines = render(diagnose()).splitlines()
     assert "  attention  runs: math fp32 bf16" in lines
     assert any("not:  math fp16: a small trial failed: RuntimeError: not implemented" in line for line in lines)
@@ -116,6 +117,35 @@ def test_a_checkpoint_is_verified_too(tmp_path: Path) -> None:
     assert "checkpoint …/model" in text
     assert "is not a folder" in text
     assert "private" not in text
+
+
+@pytest.mark.parametrize("kind", ["formats", "attention", "compute"])
+def test_a_listing_says_what_each_is_and_whether_it_runs(kind: str) -> None:
+    known = {"formats": list(FORMATS), "attention": list(BACKENDS), "compute": ["fp32", "fp16", "bf16"]}
+    rows = listing(kind, "cpu")
+    assert [row["name"] for row in rows] == known[kind]
+    for row in rows:
+        assert row["about"]
+        assert row["runs"] == (row["reason"] is None)
+        assert row["runs"] or row["reason"] in row["about"]
+
+
+def test_a_listing_of_an_unknown_kind_is_refused() -> None:
+    with pytest.raises(PetaliteError, match=r"unknown kind 'format' \(did you mean 'formats'\?\)"):
+        listing("format")
+
+
+def test_the_listed_models_are_the_supported_ones() -> None:
+    listed = {row["name"]: row["about"] for row in listing("models")}
+    assert "augreg_in21k_ft_in1k" in listed["vit_base_patch16_224"]
+    for name in ["vit_tiny_patch16_224", "deit3_small_patch16_224", "vit_wee_patch16_reg1_gap_256", *list(listed)[-3:]]:
+        assert name in listed
+        models.build({"architecture": name, "num_classes": 2})
+    refused = ["vit_base_patch16_xp_224", "vit_base_patch16_rpn_224", "vit_small_patch16_18x2_224"]
+    for name in [*refused, "vit_pwee_patch16_reg1_gap_256", "vit_relpos_small_patch16_224"]:
+        assert name not in listed
+        with pytest.raises(PetaliteError, match="not supported"):
+            models.build({"architecture": name, "num_classes": 2})
 
 
 @pytest.mark.gpu

@@ -8,6 +8,7 @@ smaller, not faster.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,17 +30,39 @@ def pack(weight: Tensor) -> Packed:
 
 
 def unpack(packed: Mapping[str, Tensor]) -> Tensor:
-    """The weight (out, in) in float32."""
-    bnb = bitsandbytes()
-    state = bnb.functional.QuantState.from_dict(_statistics(packed), device=packed["weight"].device)
-    weight: Tensor = bnb.functional.dequantize_4bit(packed["weight"], state)
-    return weight.float()
+    """The weight (out, in) in float32.
+
+    Written out here, since bitsandbytes' own unpacking on a CPU is wrong for rows that are not a multiple of 64 long.
+    """
+    state = _state(packed, packed["weight"].device)
+    absmax = bitsandbytes().functional.dequantize_blockwise(state.absmax, state.state2) + state.offset
+    codes = packed["weight"].flatten()
+    values = state.code[
+        torch.stack([codes >> 4, codes & 15], dim=1).flatten().long()
+    ]  # two to a byte, the high half first
+    values = values[: state.shape.numel()]
+    weight: Tensor = values * absmax.repeat_interleave(state.blocksize)[: len(values)]
+    return weight.view(state.shape).float()
+
+
+class _UnpackingLinear(nn.Module):
+    """Unpacks its weight on each call and multiplies: for the shapes that bitsandbytes' CPU kernels refuse."""
+
+    def __init__(self, packed: Mapping[str, Tensor], bias: Tensor | None, compute: torch.dtype) -> None:
+        super().__init__()
+        self.packed, self.bias, self.compute = dict(packed), bias, compute
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, unpack(self.packed).to(self.compute), self.bias)
 
 
 def build(packed: Mapping[str, Tensor], bias: Tensor | None, compute: torch.dtype, device: torch.device) -> nn.Module:
-    """A bitsandbytes Linear4bit that multiplies in `compute`."""
+    """A bitsandbytes Linear4bit that multiplies in `compute`; on a CPU, where its kernels take rows of a multiple of 64
+    and a multiple of 32 of them, a plain unpack-and-multiply for other shapes."""
     bnb = bitsandbytes()
-    state = bnb.functional.QuantState.from_dict(_statistics(packed), device="cpu")
+    state = _state(packed, torch.device("cpu"))
+    if device.type == "cpu" and (state.shape[1] % 64 or state.shape[0] % 32):
+        return _UnpackingLinear(packed, None if bias is None else bias.to(compute), compute)
     linear: nn.Module = bnb.nn.Linear4bit(
         state.shape[1],
         state.shape[0],
@@ -56,6 +79,10 @@ def build(packed: Mapping[str, Tensor], bias: Tensor | None, compute: torch.dtyp
     if bias is not None:
         linear.bias = nn.Parameter(bias.to(device, compute), requires_grad=False)
     return linear
+
+
+def _state(packed: Mapping[str, Tensor], device: torch.device) -> Any:
+    return bitsandbytes().functional.QuantState.from_dict(_statistics(packed), device=device)
 
 
 def _statistics(packed: Mapping[str, Tensor]) -> dict[str, Tensor]:

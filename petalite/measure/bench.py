@@ -92,7 +92,8 @@ def benchmark(
     _check(variants, (*batch_sizes, *throughput_batches), batch_sizes, samples, seconds, rounds)
     settings = {"device": device, "threads": threads}
     with ExitStack() as stack:
-        runs = [_load(stack, start, variant, settings) for variant in track(variants, "load", len(variants))]
+        runs = [_Run(variant, stack.enter_context(start())) for variant in variants]
+        _load(runs, settings)
         for batch in batch_sizes:
             _latency(_living(runs), batch, samples, seconds, rounds, first=batch == batch_sizes[0])
         if on_raw is not None:
@@ -120,13 +121,17 @@ def _living(runs: Sequence[_Run]) -> list[_Run]:
     return [run for run in runs if run.failure is None]
 
 
-def _load(stack: ExitStack, start: Callable[[], Worker], variant: Variant, settings: Row) -> _Run:
-    run = _Run(variant, stack.enter_context(start()))
-    try:
-        run.info = _load_into(run.worker, variant, settings)
-    except WorkerError as error:
-        run.fail(str(error))
-    return run
+def _load(runs: Sequence[_Run], settings: Row) -> None:
+    """Load one after the other, once all processes have started: starting is not loading."""
+    for load in (False, True):
+        for run in track(_living(runs), "load" if load else "start processes"):
+            try:
+                if load:
+                    run.info = _load_into(run.worker, run.variant, settings)
+                else:
+                    run.worker.ready()
+            except WorkerError as error:
+                run.fail(str(error))
 
 
 def _load_into(worker: Worker, variant: Variant, settings: Row) -> Row:

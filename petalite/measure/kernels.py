@@ -26,6 +26,7 @@ from typing import Any, Literal
 
 import torch
 
+from petalite.errors import PetaliteError
 from petalite.measure.latency import Call, warm_up
 
 Kind = Literal["attention", "matmul", "dequantize", "other"]
@@ -33,7 +34,7 @@ Totals = defaultdict[tuple[str, Kind], tuple[float, int]]
 KINDS: tuple[Kind, ...] = ("attention", "matmul", "dequantize", "other")
 #: The first pattern that a name matches decides, so that a fused attention kernel built on CUTLASS is attention.
 _PATTERNS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
-    ("attention", re.compile(r"attention|attn|fmha|sdpa|flash|softmax|aten::b(add)?bmm\b", re.I)),
+    ("attention", re.compile(r"attention|attn|fmha|sdpa|flash|softmax|aten::(baddbmm|bmm)\b", re.I)),
     (
         "dequantize",
         re.compile(
@@ -83,12 +84,14 @@ def profile(forward: Call, wait: Call, device: torch.device, *, forwards: int = 
     """Profile `forwards` passes: the contract's `kernels` block, all values per pass, the parts adding up to the total.
 
     Besides: `top` (the longest `name`, `ms`, `calls`, `kind`), `device`, `attention_ran` and `attention_kernel`.
-    `wait` blocks until the device is done.
+    `wait` blocks until the device is done. Raises PetaliteError where the GPU's kernels cannot be seen.
     """
     warm_up(forward, wait, passes=2, seconds=0.0)
     if device.type == "cuda":
         _record(forward, wait, device, 1)  # the first profile pays for setting up CUPTI
     totals, names = summarize(_record(forward, wait, device, forwards), device.type)
+    if device.type == "cuda" and not names:
+        raise PetaliteError("the profiler saw no kernel on the GPU; its counters may be closed to this user (CUPTI)")
     return _block(totals, names, device.type, forwards)
 
 

@@ -65,6 +65,10 @@ class Worker:
         """Whether the process still runs."""
         return self._process.poll() is None
 
+    def ready(self) -> None:
+        """Wait until the process has started and imported what it needs."""
+        self._ask("ready")
+
     def load(
         self,
         checkpoint: Path,

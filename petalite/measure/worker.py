@@ -39,6 +39,10 @@ class Session:
         self._classifier: Any = None
         self._batch: Any = None
 
+    def ready(self) -> Answer:
+        """Nothing but an answer: the process has imported what it needs."""
+        return {}
+
     def load(
         self,
         checkpoint: str,

@@ -82,7 +82,7 @@ def _cell(figure: Figure, prediction: Prediction, image: Image, left: float, top
     width, height = figure.get_size_inches()
     mark, color = {True: ("✓ ", RIGHT), False: ("✗ ", WRONG), None: ("", UNKNOWN)}[prediction.right]
     truth = "" if prediction.right is not False else f"is {words.shortened(prediction.target or '', 26)}"
-    best = f"{mark}{words.shortened(prediction.best or "", 25)}"
+    best = f"{mark}{words.shortened(prediction.best or '', 25)}"
     line = (top - 0.13) / height
     figure.text(left / width, line, best, color=color, fontweight="bold", fontsize=9.5, va="center")
     below = truth or words.shortened(Path(prediction.path).name, 28)

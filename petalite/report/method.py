@@ -17,8 +17,8 @@ from petalite.report import words
 from petalite.report.inputs import Study
 from petalite.report.variants import block, number, text
 
-#: Keys of the environment that say what the machine is; all others that hold text are versions.
-MACHINE = ("cpu", "gpu", "platform", "threads", "device", "hostname")
+#: Keys of the environment that say what the machine is; all others are versions.
+MACHINE = ("cpu", "gpu", "gpus", "platform", "threads", "device", "hostname")
 COPIES_SHOWN = 8
 
 
@@ -43,18 +43,18 @@ def method(study: Study) -> list[tuple[str, list[str]]]:
 def machine(study: Study) -> list[str]:
     """The processors the study ran on, the GPU first."""
     environment = study.environment
-    gpu, cpu = environment.get("gpu"), environment.get("cpu")
+    cpu = environment.get("cpu")
     cores = number(block(cpu).get("cores"))
     processor = text(block(cpu).get("model")) if isinstance(cpu, dict) else text(cpu)
     lines = [
-        text(block(gpu).get("name")) if isinstance(gpu, dict) else text(gpu),
+        *(_gpu(gpu) for gpu in _items(environment.get("gpus")) or [environment.get("gpu")]),
         ", ".join(filter(None, [processor, words.counted(int(cores), "core") if cores else ""])),
         text(environment.get("platform")),
     ]
     threads = number(environment.get("threads"))
     if threads:
         lines.append(words.counted(int(threads), "thread"))
-    return [line for line in lines if line]
+    return list(dict.fromkeys(line for line in lines if line))
 
 
 def command(study: Study) -> str:
@@ -77,7 +77,7 @@ def steps(study: Study) -> list[tuple[str, str, str]]:
     return [
         (name, text(step.get("status")), words.seconds(number(step.get("seconds"))))
         for name, step in found.items()
-        if isinstance(step, dict)
+        if isinstance(step, dict) and step.get("status") != "running"  # the report itself, which is being written
     ]
 
 
@@ -125,9 +125,12 @@ def _copies(study: Study) -> list[str]:
 def _accuracy(study: Study) -> list[str]:
     if not any(variant.top1 is not None for variant in study.ran):
         return []
-    lines = ["All intervals are 95 % intervals; F1 is the mean over the classes (weighted F1 as a tooltip)."]
+    lines = [
+        "All intervals are 95 % intervals: Wilson's for top-1, Tango's score interval for paired drops.",
+        "F1 is the mean over the classes; weighted F1 stands in the table as a tooltip.",
+    ]
     if study.baseline and any(variant.drop is not None for variant in study.ran if variant is not study.baseline):
-        lines.append(f"Drops, agreement and McNemar's p are paired with {study.baseline.name} on the same images.")
+        lines.append(f"Drops, agreement and McNemar's exact p compare with {study.baseline.name} on the same images.")
     return lines
 
 
@@ -137,10 +140,13 @@ def _latency(study: Study) -> list[str]:
         return []
     batches = sorted({int(variant.latency.get("batch_size", 1)) for variant in timed})
     counts = [int(variant.latency["samples"]) for variant in timed if "samples" in variant.latency]
-    lines = [f"Median of single forward passes at batch {words.listed(str(batch) for batch in batches)}."]
+    lines = [
+        f"Median of single forward passes at batch {words.listed(str(batch) for batch in batches)}, "
+        "with the pixels already on the device: no decoding, no copying."
+    ]
     if counts:
         between = f"{min(counts):,}" if min(counts) == max(counts) else f"{min(counts):,} to {max(counts):,}"
-        lines.append(f"{between} timed runs a variant, after warm-up.")
+        lines.append(f"{between} timed passes a variant, after warm-up, in a process of its own.")
     rounds = sorted(set(study.rounds.values()))
     if rounds and rounds[-1] > 1:
         many = str(rounds[0]) if len(rounds) == 1 else f"{rounds[0]} to {rounds[-1]}"
@@ -150,7 +156,9 @@ def _latency(study: Study) -> list[str]:
 
 def _throughput(study: Study) -> list[str]:
     sizes = sorted({batch for variant in study.ran for batch, _ in variant.throughput_by_batch})
-    return [f"Best of the batch sizes {words.listed(str(size) for size in sizes)}."] if sizes else []
+    return (
+        [f"Passes queued back to back; the best of the batch sizes {words.listed(map(str, sizes))}."] if sizes else []
+    )
 
 
 def _memory(study: Study) -> list[str]:
@@ -164,7 +172,8 @@ def _memory(study: Study) -> list[str]:
 
 def _kernels(study: Study) -> list[str]:
     tops = [(variant.name, variant.kernel_top[0]) for variant in study.ran if variant.kernel_top]
-    return [
+    note = "Times under the profiler, which slows every kernel a little: read them as shares, and speed from latency."
+    return [note] * bool(tops) + [
         f"{name}: the most time in {words.shortened(text(top.get('name')), 60)} "
         f"({words.milliseconds(number(top.get('ms')))}, {words.counted(int(number(top.get('calls')) or 0), 'call')})"
         for name, top in tops
@@ -172,9 +181,17 @@ def _kernels(study: Study) -> list[str]:
 
 
 def _versions(study: Study) -> list[str]:
-    known = {name: value for name, value in study.environment.items() if name not in MACHINE}
+    environment = study.environment
+    known = {name: value for name, value in environment.items() if name not in MACHINE} | block(environment, "versions")
     found = [f"{name} {value}" for name, value in known.items() if isinstance(value, (str, int, float)) and value]
     return [", ".join(found)] if found else []
+
+
+def _gpu(gpu: Any) -> str:
+    if not isinstance(gpu, dict):
+        return text(gpu)
+    versions = [f"{name} {text(gpu[name])}" for name in ("driver", "cuda") if gpu.get(name)]
+    return ", ".join(filter(None, [text(gpu.get("name")), *versions]))
 
 
 def _items(value: Any) -> list[Any]:

@@ -60,7 +60,7 @@ def render(study: Study, pictures: list[Picture], missing: list[str]) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        percent=words.percent, png_uri=png_uri, sha256=_csp_hash, counted=words.counted, plain=words.plain
+        percent=words.percent, png_uri=png_uri, sha256=_csp_hash, counted=words.counted, budget=words.budget
     )
     found = disagreements(study)
     sampled = _sampled(study)
@@ -123,9 +123,11 @@ def banners(study: Study) -> list[tuple[str, str]]:
     beyond = [variant for variant in judged if not within_budget(variant, study.baseline, study.budget)]
     if beyond:
         lost = words.listed(f"{variant.name} (loses {words.points(variant.drop)})" for variant in beyond)
-        head = "The budget is not met" if len(beyond) == len(judged) else "Beyond the budget"
-        allowed = f"{words.plain(study.budget or 0.0)} {'point' if study.budget == 1 else 'points'}"
-        found.append(("bad" if len(beyond) == len(judged) else "note", f"{head} of {allowed} of top-1: {lost}."))
+        allowed = f"the budget of {words.budget(study.budget or 0.0)} of top-1"
+        if len(beyond) == len(judged):
+            found.append(("bad", f"No variant meets {allowed}: {lost}."))
+        else:
+            found.append(("note", f"Beyond {allowed}: {lost}."))
     if others and not judged:
         found.append(("note", "No drop of accuracy was measured, so no variant can be held against a budget."))
     for variant in study.variants:
@@ -134,11 +136,16 @@ def banners(study: Study) -> list[tuple[str, str]]:
             found.append(("bad" if variant.status == "failed" else "note", f"{variant.name} {said}: {variant.reason}"))
     unread = {row.path for rows in study.predictions.values() for row in rows if row.error}
     if unread:
-        verb = "is a row" if len(unread) == 1 else "are rows"
-        found.append(("note", f"{words.counted(len(unread), 'photo')} could not be read; {verb} with the error in predictions."))
+        rows = "it is a row with its error" if len(unread) == 1 else "they are rows with their errors"
+        found.append(("note", f"{words.counted(len(unread), 'photo')} could not be read; {rows} in predictions."))
+    if isinstance(left_out := study.data.get("unreadable"), list) and left_out:
+        was = "was" if len(left_out) == 1 else "were"
+        found.append(("note", f"{words.counted(len(left_out), 'image')} could not be read and {was} left out."))
     for name, step in block(study.run, "steps").items():
         if block(step).get("status") == "failed":
-            found.append(("bad", f"The step “{name}” failed: {text(block(step).get('reason')) or 'no reason was recorded'}"))
+            found.append(
+                ("bad", f"The step “{name}” failed: {text(block(step).get('reason')) or 'no reason was recorded'}")
+            )
     return found
 
 
@@ -177,7 +184,8 @@ def _looks(study: Study) -> dict[str, dict[str, str]]:
     names, base = [variant.name for variant in study.variants], str(study.results.get("baseline"))
     light, dark = looks(names, base, LIGHT), looks(names, base, DARK)
     return {
-        name: {"light": light[name].color, "dark": dark[name].color, "shape": SHAPES[light[name].marker]} for name in names
+        name: {"light": light[name].color, "dark": dark[name].color, "shape": SHAPES[light[name].marker]}
+        for name in names
     }
 
 

@@ -84,12 +84,19 @@ def looks(names: Sequence[str], baseline: str, theme: Theme) -> dict[str, Look]:
     return {**found, baseline: Look(theme.baseline, BASELINE_MARKER)}
 
 
-def rc(theme: Theme) -> dict[str, Any]:
+def on(color: str) -> str:
+    """Black or white, whichever reads better on `color` (`#rrggbb`), by relative luminance (WCAG 2.1)."""
+    parts = (int(color[place : place + 2], 16) / 255 for place in (1, 3, 5))
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return "#000000" if 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.179 else "#ffffff"
+
+
+def rc(theme: Theme) -> Any:  # what matplotlib calls the type of its settings changes between its versions
     """Matplotlib settings of a theme. Text is never parsed as mathematics: a class may be called "$5_a$"."""
     return {
         "font.family": ["sans-serif", "DejaVu Sans"],
         "font.sans-serif": ["Inter", "Helvetica Neue", "Arial", "Liberation Sans", "DejaVu Sans"],
-        "font.size": 11,
+        "font.size": 11.5,
         "text.parse_math": False,
         "text.color": theme.ink,
         "axes.labelcolor": theme.muted,
@@ -103,20 +110,20 @@ def rc(theme: Theme) -> dict[str, Any]:
         "grid.linewidth": 0.8,
         "axes.spines.top": False,
         "axes.spines.right": False,
-        "axes.labelsize": 10.5,
+        "axes.labelsize": 11,
         "axes.titlesize": 11,
         "axes.titleweight": "bold",
         "axes.titlelocation": "left",
         "xtick.color": theme.muted,
         "ytick.color": theme.muted,
-        "xtick.labelsize": 10.5,
-        "ytick.labelsize": 10.5,
+        "xtick.labelsize": 11,
+        "ytick.labelsize": 11,
         "xtick.major.size": 0,
         "ytick.major.size": 0,
         "xtick.minor.size": 0,
         "ytick.minor.size": 0,
         "legend.frameon": False,
-        "legend.fontsize": 10.5,
+        "legend.fontsize": 11,
         "legend.handlelength": 1.4,
         "legend.columnspacing": 1.2,
         "axes.unicode_minus": True,

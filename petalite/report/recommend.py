@@ -144,13 +144,11 @@ def _tie(best: Variant, tied: list[Variant]) -> list[str]:
     if best.p50_ms is None or not timed:
         return [f"Equal to {words.listed(variant.name for variant in tied)}; the first listed is named."]
     others = words.listed(f"{variant.name} ({words.milliseconds(variant.p50_ms)})" for variant in timed)
-    sentences = [f"Equal to {others}, and chosen for its {words.milliseconds(best.p50_ms)} at batch 1."]
-    same = [variant.name for variant in timed if best.attention_ran and variant.attention_ran == best.attention_ran]
+    sentence = f"Equal to {others}, and chosen for {words.milliseconds(best.p50_ms)} at batch 1"
+    same = [variant for variant in timed if best.attention_ran and variant.attention_ran == best.attention_ran]
     if same:
-        sentences.append(
-            f"The same attention kernel ran in {words.listed([best.name, *same])}: that difference is noise."
-        )
-    return sentences
+        return [f"{sentence}; the same attention kernel ran in both, so this difference is noise."]
+    return [f"{sentence}."]
 
 
 def _accuracy(best: Variant, base: Variant | None, budget: float | None) -> list[str]:
@@ -161,9 +159,9 @@ def _accuracy(best: Variant, base: Variant | None, budget: float | None) -> list
         moved = "loses 0"
     if best.drop_ci is None:
         return [f"It {moved} points of top-1; no interval was computed."]
-    sentence = f"It {moved} points of top-1 (95 % interval of the drop: {words.points_interval(best.drop_ci)})"
+    sentence = f"It {moved} points of top-1 (95 % interval of the drop {words.points_interval(best.drop_ci)})"
     if budget is not None and best.drop_ci[1] > budget:
-        return [f"{sentence}, so these images cannot exclude a drop beyond the budget of {words.plain(budget)}."]
+        return [f"{sentence}, so these images cannot exclude a drop beyond the budget of {words.budget(budget)}."]
     return [f"{sentence}."]
 
 
@@ -179,7 +177,7 @@ def _only_the_baseline(ran: list[Variant], base: Variant | None, budget: float |
     else:
         drop, name = min(drops)
         why = (
-            f"No other variant stays within the budget of {words.plain(budget or 0.0)} points, so the baseline it is; "
+            f"No other variant stays within the budget of {words.budget(budget or 0.0)}, so the baseline it is; "
             f"the closest, {name}, loses {words.points(drop)}."
         )
     return {"variant": base.name, "why": why}

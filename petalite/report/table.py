@@ -17,7 +17,18 @@ from petalite.report.inputs import Study
 from petalite.report.recommend import within_budget
 from petalite.report.variants import Variant
 
-COLUMNS = ("Top-1", "Top-5", "F1, macro", "Agrees", "Drop, points", "On disk", "Latency", "Images/s", "Peak memory", "Attention")
+COLUMNS = (
+    "Top-1",
+    "Top-5",
+    "F1, macro",
+    "Agrees",
+    "Drop, points",
+    "On disk",
+    "Latency",
+    "Images/s",
+    "Peak memory",
+    "Attention",
+)
 
 
 @dataclass(frozen=True)
@@ -64,7 +75,7 @@ def _cells(study: Study, variant: Variant) -> tuple[Cell, ...]:
             exact=f"weighted F1 {words.percent(variant.f1_weighted, study.images)}",
             sort=variant.f1_macro,
         ),
-        Cell("", sort=1.0) if variant is study.baseline else _agreement(variant, study.images),
+        Cell(words.DASH) if variant is study.baseline else _agreement(variant, study.images),
         Cell("baseline") if variant is study.baseline else _drop(variant),
         _disk(variant, study.baseline),
         _latency(variant, study.baseline),
@@ -98,7 +109,9 @@ def _disk(variant: Variant, base: Variant | None) -> Cell:
 def _latency(variant: Variant, base: Variant | None) -> Cell:
     ratio = _against(variant, base, variant.p50_ms, base.p50_ms if base else None, "slower", "faster")
     known = {name: variant.latency.get(f"{name}_ms") for name in ("p95", "p99", "mean")}
-    tail = " · ".join(f"{name} {words.milliseconds(known[name]).split(words.NBSP)[0]}" for name in ("p95", "p99") if known[name])
+    tail = " · ".join(
+        f"{name} {words.milliseconds(known[name]).split(words.NBSP)[0]}" for name in ("p95", "p99") if known[name]
+    )
     return Cell(
         words.milliseconds(variant.p50_ms),
         _some(tail, ratio),
@@ -135,7 +148,7 @@ def within_noise(variant: Variant) -> bool:
 
 
 def remarks(study: Study) -> list[str]:
-    """Sentences on what the table means: speed, noise, attention."""
+    """Sentences on what the table means: speed, noise, attention, batches that were too large."""
     base = study.baseline
     found = [*_speed(study, base)] if base else []
     others = [variant for variant in study.ran if variant is not base and variant.drop_ci is not None]
@@ -147,28 +160,27 @@ def remarks(study: Study) -> list[str]:
     if base and real:
         lost = words.listed(f"{variant.name} ({words.points(variant.drop)} points)" for variant in real)
         found.append(f"The loss of accuracy is more than noise in {lost}: the interval stays above 0.")
-    return found + _same_kernel(study)
+    return [*found, *_same_kernel(study), *_batches(study)]
 
 
 def _speed(study: Study, base: Variant) -> list[str]:
     others = [variant for variant in study.ran if variant is not base]
     batch = int(base.latency.get("batch_size", 1))
     sentences = []
-    slower = [(v, words.compared(v.p50_ms, base.p50_ms, "slower", "faster")) for v in others]
-    slow = [f"{v.name} ({how}: {words.milliseconds(v.p50_ms)})" for v, how in slower if how.endswith("slower")]
+    timed = [(v, words.compared(v.p50_ms, base.p50_ms, "slower", "faster")) for v in others]
+    slow = [f"{v.name} {how} ({words.milliseconds(v.p50_ms)})" for v, how in timed if how.endswith("slower")]
     if slow:
-        verb = "is" if len(slow) == 1 else "are"
+        none = " No variant is faster." if not any(how.endswith("faster") for _, how in timed) else ""
         sentences.append(
-            f"{words.listed(slow)} {verb} slower than {base.name} ({words.milliseconds(base.p50_ms)}) at batch {batch} "
-            "on this machine."
+            f"At batch {batch}, slower than {base.name} ({words.milliseconds(base.p50_ms)}) on this machine: "
+            f"{words.listed(slow)}.{none}"
         )
     rates = [(v, words.compared(v.images_per_s, base.images_per_s, "faster", "slower")) for v in others]
-    low = [f"{v.name} ({how})" for v, how in rates if how.endswith("slower")]
+    low = [f"{v.name} {how}" for v, how in rates if how.endswith("slower")]
     if low:
-        verb = "falls" if len(low) == 1 else "fall"
         sentences.append(
-            f"In throughput, at its own best batch size, {words.listed(low)} {verb} short of {base.name} "
-            f"({words.per_second(base.images_per_s)} images/s)."
+            f"Each at its best batch size, below the {words.per_second(base.images_per_s)} images/s of {base.name}: "
+            f"{words.listed(low)}."
         )
     return sentences
 
@@ -190,6 +202,15 @@ def _same_kernel(study: Study) -> list[str]:
                 "what separates their speed is noise."
             )
     return sentences
+
+
+def _batches(study: Study) -> list[str]:
+    """Batch sizes that were too much, and why."""
+    return [
+        f"{variant.name} could not run {words.listed(f'batch {batch} ({reason})' for batch, reason in failed)}."
+        for variant in study.ran
+        if (failed := variant.batch_failures)
+    ]
 
 
 def _against(

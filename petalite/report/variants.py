@@ -45,6 +45,7 @@ class Variant:
     images_per_s: float | None
     throughput_batch: int | None
     throughput_by_batch: tuple[tuple[int, float], ...]  # (batch size, images/s), by batch size
+    batch_failures: tuple[tuple[int, str], ...]  # (batch size, why it could not be measured), by batch size
     disk_bytes: float | None
     peak_bytes: float | None
     memory_kind: str
@@ -126,6 +127,7 @@ def _variant(row: dict[str, Any], position: int) -> Variant:
         images_per_s=number(block(row, "throughput").get("images_per_s")),
         throughput_batch=_count(block(row, "throughput").get("batch_size")),
         throughput_by_batch=_sweep(row.get("throughput_by_batch")),
+        batch_failures=_failures(row.get("latency_by_batch"), row.get("throughput_by_batch")),
         disk_bytes=number(memory.get("disk_bytes")),
         peak_bytes=number(memory.get("peak_bytes")),
         memory_kind=text(memory.get("kind")),
@@ -160,6 +162,12 @@ def _interval(value: Any) -> tuple[float, float] | None:
 def _sweep(value: Any) -> tuple[tuple[int, float], ...]:
     pairs = [(_count(block(item).get("batch_size")), number(block(item).get("images_per_s"))) for item in _items(value)]
     return tuple(sorted((batch, rate) for batch, rate in pairs if batch and rate is not None))
+
+
+def _failures(*sweeps: Any) -> tuple[tuple[int, str], ...]:
+    entries = [block(entry) for sweep in sweeps for entry in _items(sweep)]
+    found = {_count(entry.get("batch_size")): text(entry.get("reason")) for entry in entries if entry.get("reason")}
+    return tuple(sorted((batch, reason) for batch, reason in found.items() if batch))
 
 
 def _kernel_ms(kernels: dict[str, Any]) -> dict[str, float]:

@@ -52,6 +52,11 @@ def plain(value: float) -> str:
     return f"{value:g}"
 
 
+def budget(value: float) -> str:
+    """A budget with its unit: `1 point`, `0.5 points`."""
+    return f"{plain(value)} {'point' if value == 1 else 'points'}"
+
+
 def megabytes(size: float | None) -> str:
     """Bytes in MB (10^6), three digits where they help."""
     return DASH if size is None else f"{_three_digits(size / 1e6)}{NBSP}MB"

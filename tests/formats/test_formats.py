@@ -75,18 +75,20 @@ def test_the_stated_bits_are_the_bits_on_disk(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_the_module_multiplies_with_the_unpacked_weight(name: str) -> None:
+@pytest.mark.parametrize(("rows", "columns"), [(64, 64), (10, 64), (96, 96), (3, 40)])
+def test_the_module_multiplies_with_the_unpacked_weight(name: str, rows: int, columns: int) -> None:
     generator = torch.Generator().manual_seed(2)
-    weight, bias = torch.randn(48, 64, generator=generator), torch.randn(48, generator=generator)
-    inputs = torch.randn(5, 7, 64, generator=generator)
+    weight, bias = torch.randn(rows, columns, generator=generator), torch.randn(rows, generator=generator)
+    inputs = torch.randn(5, 7, columns, generator=generator)
     format = get_format(name)
     packed = format.pack(weight)
     module = format.build(packed, bias, torch.float32, torch.device("cpu")).eval()
     with torch.inference_mode():
         outputs = module(inputs)
     exact = inputs.double() @ format.unpack(packed).double().T + bias.double()
-    # LLM.int8 also quantizes its input, row by row
-    assert ((outputs.double() - exact).norm() / exact.norm()).item() < (0.02 if name == "int8" else 1e-5)
+    # LLM.int8 also quantizes its input, row by row; bitsandbytes' CPU kernel for nf4 multiplies in bf16 whatever is asked
+    bound = {"int8": 0.02, "nf4": 0.005}.get(name, 1e-5)
+    assert ((outputs.double() - exact).norm() / exact.norm()).item() < bound
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -108,7 +110,7 @@ def test_a_forward_pass_changes_nothing_that_could_be_saved(children: dict[str, 
 def test_logits_stay_near_the_parent_s(parent: Checkpoint, children: dict[str, Path], name: str) -> None:
     exact = load(parent, "cpu").logits(tiny_pixels())
     logits = load(children[name], "cpu", compute="fp32").logits(tiny_pixels())
-    # an error of each layer's weights, over three blocks
+    # each block adds its layers' error; the rest of the model stands in 16 bits
     assert ((logits - exact).norm() / exact.norm()).item() <= 6 * FORMATS[name].error + 1e-6
 
 

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 
 from petalite.errors import PetaliteError
-from petalite.measure.worker import main
+from petalite.measure import worker
 
 
 def forward(name: str, pixels: torch.Tensor) -> torch.Tensor:
     if name == "hangs":
         time.sleep(3600)
     if name == "slow":
-        time.sleep(0.3)
+        time.sleep(0.1)
     if name == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     if name == "crashes":
@@ -45,4 +45,5 @@ def load(checkpoint: str, **_: Any) -> Any:
 
 
 if __name__ == "__main__":
-    main(load)
+    worker._PROGRESS_EVERY_S = 0.1  # so that a test need not be slow to see a slow variant
+    worker.main(load)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from petalite.report import words
 from petalite.report.inputs import Study
@@ -21,7 +21,6 @@ from petalite.report.variants import Variant
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 WIDTH = 5.4  # inches; at 11 pt this reads on a phone and fills half a desk's width
@@ -83,17 +82,18 @@ def tapered(place: int, count: int, first: float, last: float) -> float:
     return first if count == 1 else first + (last - first) * place / (count - 1)
 
 
-def magnitude(axis: Axis, values: Sequence[float]) -> bool:
+def magnitude(axes: Axes, which: Literal["x", "y"], values: Sequence[float]) -> bool:
     """A logarithmic axis with plain numbers where `values` span a lot; returns whether it is one now."""
     positive = [value for value in values if value > 0]
     if not positive or max(positive) / min(positive) < LOG_FROM:
         return False
     from matplotlib.ticker import LogLocator
 
-    if axis.axis_name == "x":
-        axis.axes.set_xscale("log")
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    if which == "x":
+        axes.set_xscale("log")
     else:
-        axis.axes.set_yscale("log")
+        axes.set_yscale("log")
     decades = max(positive) / min(positive) > 300
     axis.set_major_locator(LogLocator(subs=(1.0,) if decades else (1.0, 2.0, 5.0)))
     axis.set_major_formatter(lambda value, _: f"{value:,g}")

@@ -96,7 +96,7 @@ def comparison(study: Study) -> Chart | None:
         alt=f"Dot plot of {words.listed(shown)} as ratios to {reference}, and the change of top-1 in points.",
         caption=_caption(found, reference, len(shown)),
         draw=draw,
-        height=3.6 + 0.12 * len(found) + (0.9 if judged else 0),
+        height=3.1 + 0.12 * len(found) + (0.9 if judged else 0),
     )
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from petalite.report import words
 from petalite.report.charts.base import Chart, legend, look_of, no_ticks, padded, rows_of
 from petalite.report.inputs import Study
-from petalite.report.palette import Theme
+from petalite.report.palette import Theme, on
 from petalite.report.variants import KINDS, Variant
 
 if TYPE_CHECKING:
@@ -33,10 +33,18 @@ def kernel_time(study: Study) -> Chart | None:
         axes = figure.subplots()
         places = list(rows_of(axes, shown))
         starts = [0.0] * len(shown)
+        longest = max(sum(variant.kernel_ms.values()) for variant in shown)
         for kind, color in zip(KINDS, theme.kinds, strict=True):
             values = [variant.kernel_ms[kind] for variant in shown]
             if any(values):
-                axes.barh(places, values, left=starts, color=color, height=0.62, label=KIND_WORDS[kind])
+                bars = axes.barh(places, values, left=starts, color=color, height=0.62, label=KIND_WORDS[kind])
+                shares = [value / sum(variant.kernel_ms.values()) for value, variant in zip(values, shown, strict=True)]
+                # a share is written where its bar is wide enough for it
+                wide = [
+                    f"{share:.0%}" if value > 0.09 * longest else ""
+                    for share, value in zip(shares, values, strict=True)
+                ]
+                axes.bar_label(bars, wide, label_type="center", color=on(color), fontsize=9.5)
             starts = [start + value for start, value in zip(starts, values, strict=True)]
         for place, total in zip(places, starts, strict=True):
             axes.annotate(
@@ -47,7 +55,7 @@ def kernel_time(study: Study) -> Chart | None:
             tick.set_color(look[variant.name].color)
         padded(axes, 0.16)
         no_ticks(axes)
-        axes.set_xlabel(f"{where} kernel time of one forward pass, ms".lstrip())
+        axes.set_xlabel(f"{where} kernel time of one forward pass, ms, under the profiler".lstrip())
         legend(figure, axes, columns=4)
 
     return Chart(

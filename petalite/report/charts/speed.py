@@ -43,7 +43,7 @@ def throughput(study: Study) -> Chart | None:
         axes.set_xscale("log", base=2)
         axes.set_xticks(sizes, [str(size) for size in sizes])
         axes.set_xticks([], minor=True)
-        log = magnitude(axes.yaxis, [rate for variant in shown for _, rate in variant.throughput_by_batch])
+        log = magnitude(axes, "y", [rate for variant in shown for _, rate in variant.throughput_by_batch])
         if not log:
             axes.set_ylim(bottom=0)
             axes.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
@@ -81,7 +81,7 @@ def latency_spread(study: Study) -> Chart | None:
             axes.plot([p5, p95], [line, line], color=color, linewidth=1.6)
             axes.plot([p25, p75], [line, line], color=color, linewidth=9, solid_capstyle="butt")
             axes.plot([p50, p50], [line - 0.2, line + 0.2], color=theme.ink, linewidth=2, zorder=4)
-        log = magnitude(axes.xaxis, [value for values in samples.values() for value in values])
+        log = magnitude(axes, "x", [value for values in samples.values() for value in values])
         if not log:
             axes.set_xlim(left=0)
         axes.set_xlabel(f"ms at batch {batch}: median, middle half, p5–p95, runs{' (log scale)' if log else ''}")

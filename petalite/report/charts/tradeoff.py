@@ -66,14 +66,14 @@ def accuracy_latency(study: Study) -> Chart | None:
                 y,
                 look[variant.name].marker,
                 color=look[variant.name].color,
-                markersize=tapered(place, len(shown), 12, 8),
+                markersize=tapered(place, len(shown), 12, 9),
                 markeredgecolor=theme.surface,
                 markeredgewidth=1,
                 label=label(variant),
                 zorder=4,
                 linestyle="none",
             )
-        log = magnitude(axes.xaxis, [edge for pair in spreads.values() for edge in pair])
+        log = magnitude(axes, "x", [edge for pair in spreads.values() for edge in pair])
         if not log:
             axes.set_xlim(left=0)
         if len(front) > 1:
@@ -93,7 +93,7 @@ def accuracy_latency(study: Study) -> Chart | None:
         alt=f"Scatter of top-1 accuracy against latency for {words.counted(len(shown), 'variant')}, with error bars.",
         caption=_caption(shown, front, study.images),
         draw=draw,
-        height=4.0,
+        height=4.5,
     )
 
 

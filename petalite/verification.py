@@ -40,6 +40,10 @@ _KINDS: Mapping[str, tuple[type, str]] = {
     "model_args": (dict, "an object"),
     "pretrained_cfg": (dict, "an object"),
 }
+#: Arguments of timm.create_model that do more than shape a model; the first opens any file, a pickle too.
+_FOREIGN_ARGS = frozenset(
+    {"checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "features_only"}
+)
 MAX_NAMED = 5  # how many findings of one kind are named before the others are only counted
 
 
@@ -105,7 +109,7 @@ def verify(path: str | Path) -> VerifyReport:
         )
         checkpoint = report.attempt(str(report.path), lambda: read_checkpoint(report.path))
     else:
-        wrong = _wrong_kinds(config)
+        wrong = _wrong_settings(config)
         report.errors(wrong)
         checkpoint = _read_hashed(report, config) if not wrong else None
     if checkpoint is not None:
@@ -124,11 +128,16 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _wrong_kinds(config: Mapping[str, Any]) -> list[str]:
-    return [
+def _wrong_settings(config: Mapping[str, Any]) -> list[str]:
+    """Values of another kind than timm writes, and arguments that would do more than shape the model."""
+    wrong = [
         f"config.json: {key} is {config[key]!r:.60}, expected {name}"
         for key, (kind, name) in _KINDS.items()
         if config.get(key) is not None and not isinstance(config[key], kind)
+    ]
+    foreign = sorted(_FOREIGN_ARGS & set(config["model_args"])) if isinstance(config.get("model_args"), dict) else []
+    return wrong + [
+        f"config.json: model_args holds {key}, which is no dimension of a model; remove it" for key in foreign
     ]
 
 

@@ -19,7 +19,7 @@ from petalite import models
 from petalite.checkpoint import WEIGHTS, write_checkpoint
 from petalite.plan import Plan
 from petalite.quantization import quantize
-from petalite.verify import MAX_NAMED, VerifyReport, verify
+from petalite.verification import MAX_NAMED, VerifyReport, verify
 
 ARGS = {"img_size": 32, "patch_size": 16, "embed_dim": 64, "depth": 2, "num_heads": 2}
 
@@ -120,6 +120,14 @@ def test_many_changed_tensors_are_counted(folder: Path) -> None:
     save_file(tensors | {k: v for k, v in load_file(folder / WEIGHTS).items() if k not in tensors}, folder / WEIGHTS)
     lines = verify(folder).lines()
     assert any(f"and {len(tensors) - MAX_NAMED} more like it" in line for line in lines), lines
+
+
+def test_a_configuration_cannot_have_other_files_opened(plain: Path) -> None:
+    ran, evil = plain / "ran", plain / "evil.pth"
+    evil.write_bytes(pickle.dumps(Trap(ran)))
+    edit(plain / "config.json", lambda config: config.update(model_args={**ARGS, "checkpoint_path": str(evil)}))
+    assert "model_args holds checkpoint_path" in only_error(verify(plain))
+    assert not ran.exists()
 
 
 def test_a_missing_tensor_is_named(folder: Path) -> None:
