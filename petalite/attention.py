@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +25,7 @@ _HALF = (torch.float16, torch.bfloat16)
 
 def math(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """The formula as written: softmax(Q Kᵀ / √d) V, the whole (N, N) matrix in memory."""
-    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)  # B, H, N, N
+    scores: Tensor = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)  # B, H, N, N
     return scores.softmax(dim=-1) @ value
 
 
@@ -36,23 +37,27 @@ def sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 def fa2(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """FlashAttention-2 (Dao, 2023, arXiv:2307.08691): PyTorch's kernel for CUDA or CPU, or the flash-attn package's."""
     if query.device.type == "cpu":
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value)[0]  # type: ignore[no-any-return]
+        return _output(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value))
     if _flash_attn_installed():
         from flash_attn import flash_attn_func
 
         out: Tensor = flash_attn_func(*(x.transpose(1, 2) for x in (query, key, value)))  # B, N, H, D
         return out.transpose(1, 2)
-    return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)[0]  # type: ignore[no-any-return]
+    return _output(torch.ops.aten._scaled_dot_product_flash_attention(query, key, value))
 
 
 def efficient(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """PyTorch's memory-efficient kernel (xFormers; Rabe and Staats, 2021, arXiv:2112.05682)."""
-    return torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, None, False)[0]  # type: ignore[no-any-return]
+    return _output(torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, None, False))
 
 
 def cudnn(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """cuDNN's fused attention."""
-    return torch.ops.aten._scaled_dot_product_cudnn_attention(query, key, value, None, False)[0]  # type: ignore[no-any-return]
+    return _output(torch.ops.aten._scaled_dot_product_cudnn_attention(query, key, value, None, False))
+
+
+def _output(results: tuple[Tensor, ...]) -> Tensor:
+    return results[0]  # the operators also return what a backward pass needs
 
 
 def _everywhere(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -119,7 +124,7 @@ BACKENDS = {
 class Attention(nn.Module):
     """timm's `Attention` with the inner product done by a backend; the same layers under the same names."""
 
-    def __init__(self, source: nn.Module, attend: Attend) -> None:
+    def __init__(self, source: Any, attend: Attend) -> None:
         super().__init__()
         self.num_heads, self.head_dim = source.num_heads, source.head_dim
         self.qkv, self.proj = source.qkv, source.proj
@@ -139,7 +144,8 @@ class Attention(nn.Module):
         x = self.attend(self.q_norm(query), self.k_norm(key), value)
         x = self.norm(x.transpose(1, 2).reshape(B, N, -1))  # B, N, C
         x = x if gate is None else x * gate
-        return self.proj(x)  # type: ignore[no-any-return]
+        projected: Tensor = self.proj(x)
+        return projected
 
 
 def resolve_attention(name: str, device: torch.device, dtype: torch.dtype) -> Backend:
@@ -155,15 +161,15 @@ def resolve_attention(name: str, device: torch.device, dtype: torch.dtype) -> Ba
     return backend
 
 
-def use_attention(model: nn.Module, name: str, device: torch.device, dtype: torch.dtype) -> Backend:
+def use_attention(model: Any, name: str, device: torch.device, dtype: torch.dtype) -> Backend:
     """Make every block of a timm ViT attend with backend `name`, after a small trial of it on the device.
 
     Raises PetaliteError when the backend is unknown, cannot run here, or fails the trial with this model's head size.
     """
     backend = resolve_attention(name, device, dtype)
-    for block in model.blocks:  # type: ignore[union-attr]
-        block.attn = Attention(block.attn, backend.attend)  # type: ignore[union-attr, arg-type]
-    first = model.blocks[0].attn  # type: ignore[index, union-attr]
+    for block in model.blocks:
+        block.attn = Attention(block.attn, backend.attend)
+    first = model.blocks[0].attn
     trial = torch.zeros(1, first.num_heads, 17, first.head_dim, device=device, dtype=dtype)
     try:
         with torch.inference_mode():

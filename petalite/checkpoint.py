@@ -29,6 +29,7 @@ from petalite.errors import PetaliteError
 from petalite.files import atomic_folder, disk_bytes, read_json, sha256, write_json, write_text
 from petalite.formats import get_format
 from petalite.formats.plain import DTYPES
+from petalite.importers import is_transformers_folder, read_transformers_vit
 from petalite.plan import Plan
 
 WEIGHTS = "model.safetensors"
@@ -87,9 +88,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     config = _read_config(path)
-    if config.get("model_type") == "vit":
-        from petalite.importers import read_transformers_vit
-
+    if is_transformers_folder(path):
         config, tensors = read_transformers_vit(path)
         plan = _plain_plan(config, tensors)
     else:

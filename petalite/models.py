@@ -22,6 +22,20 @@ from petalite.plan import in_block, is_head
 
 Config = dict[str, Any]
 SUPPORTED = "timm's vit_* and deit* models whose blocks are timm's Block (no relative positions, no parallel blocks)"
+#: What model_args may set, and how large, so that a hostile configuration neither reads files nor takes all memory.
+_SHAPE = {
+    *("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias", "qk_norm", "proj_bias"),
+    *("init_values", "class_token", "no_embed_class", "reg_tokens", "pre_norm", "final_norm", "fc_norm"),
+    *("global_pool", "act_layer", "norm_layer", "drop_path_rate", "in_chans"),
+}
+_LARGEST = {
+    "img_size": 4096,
+    "patch_size": 1024,
+    "embed_dim": 16_384,
+    "depth": 256,
+    "num_heads": 1024,
+    "reg_tokens": 256,
+}
 _PREPROCESSING = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
 
 
@@ -47,7 +61,7 @@ def build(config: Mapping[str, Any]) -> nn.Module:
 
 def check_supported(model: nn.Module, name: str) -> None:
     """Raise PetaliteError unless `model` is a timm VisionTransformer of plain blocks."""
-    from timm.layers import Attention
+    from timm.layers.attention import Attention
     from timm.models.vision_transformer import Block, VisionTransformer
 
     if not isinstance(model, VisionTransformer):
@@ -96,7 +110,7 @@ def create(
             logging.getLogger("timm").setLevel(logging.ERROR)
             if pretrained:
                 say(f"{name}: pretrained weights from the hub (or its local cache)")
-            model = timm.create_model(name, pretrained=pretrained, **arguments)
+            model: Any = timm.create_model(name, pretrained=pretrained, **arguments)
         except (TypeError, ValueError, AssertionError) as error:
             raise PetaliteError(f"{name} cannot be built with {arguments}: {error}") from error
         except Exception as error:
@@ -171,22 +185,35 @@ def complete_config(config: Config, classes: Sequence[str] | None) -> Config:
     return config
 
 
-def _resampled(embedding: Tensor, old: nn.Module, new: nn.Module) -> Tensor:
+def _resampled(embedding: Tensor, old: Any, new: Any) -> Tensor:
     """Position embedding (1, prefix + N, C) for another grid, bicubic with antialiasing, as timm does."""
-    from timm.layers import resample_abs_pos_embed
+    from timm.layers.pos_embed import resample_abs_pos_embed
 
-    prefix = 0 if old.no_embed_class else old.num_prefix_tokens  # type: ignore[union-attr]
+    prefix = 0 if old.no_embed_class else old.num_prefix_tokens
     resampled: Tensor = resample_abs_pos_embed(
         embedding.float(),
-        new_size=list(new.patch_embed.grid_size),  # type: ignore[union-attr, arg-type]
-        old_size=list(old.patch_embed.grid_size),  # type: ignore[union-attr, arg-type]
-        num_prefix_tokens=prefix,  # type: ignore[arg-type]
+        new_size=list(new.patch_embed.grid_size),
+        old_size=list(old.patch_embed.grid_size),
+        num_prefix_tokens=prefix,
     )
     return resampled
 
 
 def _model_args(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a configuration file may tell timm: a shape. Names of files to load (`checkpoint_path`) are refused."""
     arguments = dict(config.get("model_args") or {})
+    if unknown := sorted(set(arguments) - _SHAPE):
+        raise PetaliteError(
+            f"config.json: model_args may not hold '{unknown[0]}'; allowed: {', '.join(sorted(_SHAPE))}"
+        )
+    for name, largest in _LARGEST.items():
+        value = arguments.get(name, 0)
+        if not all(
+            isinstance(item, int) and 0 <= item <= largest for item in (value if isinstance(value, list) else [value])
+        ):
+            raise PetaliteError(
+                f"config.json: model_args: {name} must be a whole number of at most {largest}, got {value!r}"
+            )
     pool = config.get("global_pool")
     if pool is not None:
         arguments.setdefault("global_pool", pool)

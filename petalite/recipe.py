@@ -111,7 +111,8 @@ class Recipe:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values: nested dicts, with lists for tuples."""
-        return _plain(dataclasses.asdict(self))
+        value: dict[str, Any] = _plain(dataclasses.asdict(self))
+        return value
 
     def to_toml(self) -> str:
         """The recipe as TOML."""
@@ -140,7 +141,7 @@ def demo_recipe() -> Recipe:
         model="vit_tiny_patch16_224",
         pretrained=False,
         image_size=32,
-        model_args={"patch_size": 8, "embed_dim": 96, "depth": 3, "num_heads": 3},
+        model_args={"patch_size": 8, "embed_dim": 128, "depth": 3, "num_heads": 2},
         budget_points=2.0,
         train=TrainRecipe(
             method="full",
@@ -210,7 +211,7 @@ def _build(cls: type[T], value: Mapping[str, Any], where: str) -> T:
         if dataclasses.is_dataclass(hints[key]):
             if not isinstance(given, Mapping):
                 raise PetaliteError(f"{where}: '{key}' must be a table")
-            arguments[key] = _build(hints[key], given, f"{where}: {key}")  # type: ignore[arg-type]
+            arguments[key] = _build(hints[key], given, f"{where}: {key}")
         else:
             arguments[key] = _converted(hints[key], given, f"{where}: {key}")
     return cls(**arguments)

@@ -124,7 +124,7 @@ class _Study:
         self.images, self.report = images, check_data(images)
         recorded = read_json(out / "run.json") if (out / "run.json").exists() else {}
         self.steps: dict[str, dict[str, Any]] = recorded.get("steps", {})
-        self.record = {
+        self.record: dict[str, Any] = {
             "schema": 1,
             "command": list(command) or recorded.get("command", []),
             "recipe": recipe.as_dict(),

@@ -16,13 +16,18 @@ from petalite.errors import PetaliteError
 @functools.cache
 def bitsandbytes() -> ModuleType:
     """The module. Raises PetaliteError when it is not installed."""
-    for name in ("bitsandbytes.autograd._functions", "bitsandbytes.backends.cpu.ops"):
-        logging.getLogger(name).addFilter(_worth_saying)
+    quiet_bitsandbytes()
     try:
         import bitsandbytes as module
     except ImportError as error:
         raise PetaliteError(f"nf4 and int8 need bitsandbytes ({error}): pip install bitsandbytes") from error
     return module
+
+
+def quiet_bitsandbytes() -> None:
+    """Leave those lines out, also when another package (peft) is about to import bitsandbytes."""
+    for name in ("bitsandbytes.autograd._functions", "bitsandbytes.backends.cpu.ops"):
+        logging.getLogger(name).addFilter(_worth_saying)
 
 
 def _worth_saying(record: logging.LogRecord) -> bool:

@@ -27,6 +27,7 @@ from petalite.report.table import COLUMNS, remarks, table
 from petalite.report.variants import Variant, block, number, text
 
 PHOTOS = 12
+CLASS_LENGTH = 64
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,12 @@ def render(study: Study, pictures: list[Picture], missing: list[str]) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        percent=words.percent, png_uri=png_uri, sha256=_csp_hash, counted=words.counted, budget=words.budget
+        percent=words.percent,
+        png_uri=png_uri,
+        sha256=_csp_hash,
+        counted=words.counted,
+        budget=words.budget,
+        short=_short,
     )
     found = disagreements(study)
     sampled = _sampled(study)
@@ -101,7 +107,9 @@ def verdict(study: Study) -> str:
     if base is None or best is None:
         return "Nothing can be recommended: the baseline did not run."
     if best is base:
-        return f"{base.name} stays: no variant within the budget is smaller."
+        others = [variant for variant in study.ran if variant is not base]
+        allowed = any(within_budget(variant, base, study.budget) for variant in others)
+        return f"{base.name} stays: no other variant {'within the budget is smaller' if allowed else 'is within the budget'}."
     size = words.compared(best.disk_bytes, base.disk_bytes, "larger", "smaller", "as large as it was")
     gives = [f"is {size} than {base.name}" if size.endswith(("larger", "smaller")) else ""]
     speed = words.compared(best.p50_ms, base.p50_ms, "slower", "faster", "as fast")
@@ -213,6 +221,11 @@ def _sampled(study: Study) -> Variant | None:
 def _samples(study: Study, variant: Variant | None) -> list[Shown]:
     rows = [row for row in study.predictions[variant.name] if row.best is not None] if variant else []
     return [Shown(_photo(study, row.path), row) for row in spaced(rows, PHOTOS)]
+
+
+def _short(name: str) -> str:
+    """A class's name, as much of it as fits beside a photo."""
+    return words.shortened(name, CLASS_LENGTH)
 
 
 def _csp_hash(script: str) -> str:

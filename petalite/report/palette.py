@@ -3,8 +3,9 @@
     look = looks(["fp32", "nf4-fa2"], "fp32", LIGHT)
     look["nf4-fa2"].color, look["nf4-fa2"].marker
 
-The hues are those of Okabe and Ito (2008, "Color universal design"), tuned to a contrast of 3:1 on either surface;
-each comes with a marker of its own, so that no figure depends on colour alone. The baseline is always the neutral one.
+The colours keep a contrast of 3:1 to their surface and stay apart under simulated protanopia, deuteranopia and
+tritanopia (the tests measure it); each comes with a marker of its own, so that no figure depends on colour alone. The
+baseline is always the neutral one.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ LIGHT = Theme(
     muted="#5b6470",
     grid="#e3e6ea",
     baseline="#4a525c",
-    series=("#d1550f", "#1f6fc4", "#0b8a66", "#b0479f", "#a57a00", "#2497c9", "#7d4fd0", "#8a5a3c"),
+    series=("#d1550f", "#1f6fc4", "#0b8a66", "#b0479f", "#9412ee", "#791d06", "#6f9a53", "#3d0a94"),
     kinds=("#33418e", "#3f8fb8", "#e0a130", "#a9b1bb"),
 )
 DARK = Theme(
@@ -53,7 +54,7 @@ DARK = Theme(
     muted="#a3acb8",
     grid="#343b45",
     baseline="#c3cad3",
-    series=("#f28b4b", "#6cabf5", "#3fc79e", "#dd8fd2", "#e0b93f", "#7fd3f2", "#b39cf5", "#c99a7b"),
+    series=("#f28b4b", "#6cabf5", "#3fc79e", "#dd8fd2", "#9a55ff", "#8f764f", "#baff8c", "#ffdb4d"),
     kinds=("#8c9cf0", "#4fa9cc", "#e8b04a", "#6b7480"),
 )
 THEMES = (LIGHT, DARK)

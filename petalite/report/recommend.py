@@ -145,7 +145,8 @@ def _tie(best: Variant, tied: list[Variant]) -> list[str]:
         return [f"Equal to {words.listed(variant.name for variant in tied)}; the first listed is named."]
     others = words.listed(f"{variant.name} ({words.milliseconds(variant.p50_ms)})" for variant in timed)
     sentence = f"Equal to {others}, and chosen for {words.milliseconds(best.p50_ms)} at batch 1"
-    same = [variant for variant in timed if best.attention_ran and variant.attention_ran == best.attention_ran]
+    ran = (best.checkpoint, best.compute, best.attention_ran)
+    same = [v for v in timed if best.attention_ran and (v.checkpoint, v.compute, v.attention_ran) == ran]
     if same:
         return [f"{sentence}; the same attention kernel ran in both, so this difference is noise."]
     return [f"{sentence}."]

@@ -220,7 +220,7 @@ class _Loop:
 
     def _backward(self, pixels: Tensor, targets: Tensor, count: int) -> float:
         loss = self._loss(pixels, targets, self.recipe.label_smoothing)[0] / count
-        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self.scaler.scale(loss).backward()
         return float(loss.detach())
 
     def _loss(self, pixels: Tensor, targets: Tensor, smoothing: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -6,7 +6,8 @@ peft's. The head is always trained, in float32, beside them; it is saved by its 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from petalite import models
 from petalite.errors import PetaliteError
 from petalite.formats import get_format
+from petalite.formats.bitsandbytes_import import quiet_bitsandbytes
 from petalite.plan import is_head
 from petalite.recipe import TrainRecipe
 
@@ -24,7 +26,7 @@ def prepare(
     config: models.Config, tensors: Mapping[str, Tensor], recipe: TrainRecipe, device: torch.device
 ) -> nn.Module:
     """The model on `device`, with the parameters that `recipe.method` trains requiring gradients, in float32."""
-    model = models.build(config)
+    model: Any = models.build(config)
     model.load_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, assign=True)
     model.to(device).requires_grad_(recipe.method == "full")
     if recipe.method == "qlora":
@@ -35,8 +37,9 @@ def prepare(
         if is_head(name.rpartition(".")[0]):
             parameter.requires_grad_(True)
     if recipe.checkpointing:
-        model.set_grad_checkpointing(True)  # type: ignore[operator]
-    return model
+        model.set_grad_checkpointing(True)
+    prepared: nn.Module = model
+    return prepared
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -55,9 +58,9 @@ def merged(model: nn.Module, trained: Mapping[str, Tensor]) -> dict[str, Tensor]
         if ".lora_" in name or (".base_layer." in name and not name.endswith(".base_layer.bias")):
             continue
         plain[name.replace(".base_layer.", ".")] = parameter.float().cpu().clone()
-    for name, module in model.named_modules():
+    for name, module in _modules(model):
         if hasattr(module, "lora_A"):
-            delta: Tensor = module.get_delta_weight("default")  # type: ignore[operator]
+            delta: Tensor = module.get_delta_weight("default")
             plain[f"{name}.weight"] = (_base_weight(module) + delta.float()).cpu()
     return plain
 
@@ -70,7 +73,12 @@ def keep_4bit_layers_unpacked(model: nn.Module) -> None:
             module.training = True
 
 
+def _modules(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    yield from model.named_modules()
+
+
 def _add_lora(model: nn.Module, recipe: TrainRecipe) -> None:
+    quiet_bitsandbytes()
     from peft import LoraConfig, inject_adapter_in_model
 
     # a full expression: "proj" alone would also take the patch embedding, which is a convolution of that name
@@ -83,22 +91,22 @@ def _add_lora(model: nn.Module, recipe: TrainRecipe) -> None:
         parameter.data = parameter.data.float()
 
 
-def _quantize_blocks(model: nn.Module, device: torch.device) -> None:
+def _quantize_blocks(model: Any, device: torch.device) -> None:
     format = get_format("nf4")
     format.require(device)
     for name in models.layers(model):
         if is_head(name) or name == "patch_embed.proj":
             continue
         linear = model.get_submodule(name)
-        packed = format.pack(linear.weight.detach().float())  # type: ignore[operator, union-attr]
-        bias = linear.bias.detach() if linear.bias is not None else None  # type: ignore[union-attr]
+        packed = format.pack(linear.weight.detach().float())
+        bias = linear.bias.detach() if linear.bias is not None else None
         model.set_submodule(name, format.build(packed, bias, torch.bfloat16, device))
     model.requires_grad_(False)
-    model.is_loaded_in_4bit = True  # type: ignore[assignment]  # peft asks this before it wraps bitsandbytes' layers
+    model.is_loaded_in_4bit = True  # peft asks this before it wraps bitsandbytes' layers
 
 
-def _base_weight(module: nn.Module) -> Tensor:
-    weight = module.base_layer.weight  # type: ignore[union-attr]
+def _base_weight(module: Any) -> Tensor:
+    weight: Any = module.base_layer.weight
     if hasattr(weight, "quant_state"):
         import bitsandbytes
 
@@ -106,6 +114,7 @@ def _base_weight(module: nn.Module) -> Tensor:
             raise PetaliteError(
                 "a 4-bit layer was repacked for inference during training; its weights cannot be merged"
             )
-        unpacked: Tensor = bitsandbytes.functional.dequantize_4bit(weight.data, weight.quant_state)  # type: ignore[arg-type]
+        unpacked: Tensor = bitsandbytes.functional.dequantize_4bit(weight.data, weight.quant_state)
         return unpacked.float()
-    return weight.float()  # type: ignore[operator, return-value, union-attr]
+    plain: Tensor = weight.float()
+    return plain

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -130,12 +132,42 @@ def test_colours_stand_out_from_their_surface(theme: Any) -> None:
         assert contrast(on(color), color) >= 4.5, color
 
 
+#: Machado, Oliveira and Fernandes, "A physiologically-based model for simulation of color vision deficiency" (2009).
+DEFICIENCIES = {
+    "none": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]],
+    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.3039]],
+}
+
+
+@pytest.mark.parametrize("deficiency", DEFICIENCIES)
+@pytest.mark.parametrize("theme", THEMES, ids=lambda theme: theme.name)
+def test_variants_can_be_told_apart_by_any_eye(theme: Any, deficiency: str) -> None:
+    """CIE 1976 colour differences; 2.3 is just noticeable side by side."""
+    seen = [lab(np.array(DEFICIENCIES[deficiency]) @ linear(color)) for color in (theme.baseline, *theme.series)]
+    assert min(float(np.linalg.norm(a - b)) for a, b in combinations(seen, 2)) > 10
+    parts = [lab(np.array(DEFICIENCIES[deficiency]) @ linear(color)) for color in theme.kinds]
+    assert min(float(np.linalg.norm(a - b)) for a, b in pairwise(parts)) > 10
+
+
+def linear(color: str) -> Any:
+    """`#rrggbb` as linear light."""
+    parts = np.array([int(color[place : place + 2], 16) / 255 for place in (1, 3, 5)])
+    return np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+
+
+def lab(light: Any) -> Any:
+    """Linear sRGB as CIE L*a*b*."""
+    matrix = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    x, y, z = np.cbrt(np.clip(matrix @ np.clip(light, 0, 1) / np.array([0.9505, 1, 1.089]), 0.0089, None))
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
 def contrast(one: str, other: str) -> float:
     high, low = sorted((luminance(one), luminance(other)), reverse=True)
     return (high + 0.05) / (low + 0.05)
 
 
 def luminance(color: str) -> float:
-    parts = [int(color[place : place + 2], 16) / 255 for place in (1, 3, 5)]
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
-    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+    return float(linear(color) @ np.array([0.2126, 0.7152, 0.0722]))

@@ -30,7 +30,7 @@ def size_memory(study: Study) -> Chart | None:
         colors = [look[variant.name].color for variant in shown]
         for axes, title, values in (
             (left, "on disk, MB", [variant.disk_bytes for variant in shown]),
-            (right, f"{peak}, MB", [variant.peak_bytes for variant in shown]),
+            (right, "peak memory, MB", [variant.peak_bytes for variant in shown]),
         ):
             places = rows_of(axes, shown)
             bars = axes.barh(list(places), [(value or 0) / 1e6 for value in values], color=colors, height=0.62)

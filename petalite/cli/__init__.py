@@ -1,0 +1,10 @@
+"""The command line: verbs only. Each calls the function of its name; heavy imports happen inside, so help is quick.
+
+Results go to stdout (one JSON document with `--json`), everything else to stderr. Exit codes: 0 done; 1 done, but
+something failed or a budget was not met; 2 wrong use or bad input.
+"""
+
+from petalite.cli import checkpoints, machine, studies
+from petalite.cli.app import main
+
+__all__ = ["checkpoints", "machine", "main", "studies"]

@@ -1,0 +1,195 @@
+"""Verbs that work on a checkpoint: quantize, evaluate, bench, profile, predict, verify."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from petalite.cli import options as o
+from petalite.cli.app import app, result
+from petalite.errors import PetaliteError
+from petalite.recipe import describe
+
+
+@app.command()
+def quantize(
+    checkpoint: o.CheckpointPath,
+    out: Annotated[Path, typer.Option(help="Folder of the new checkpoint.")],
+    format: Annotated[str, typer.Option(help="See `petalite ls formats`.")] = "nf4",
+    keep: Annotated[
+        str | None, typer.Option(help=describe("keep") + " Separated by commas.", show_default=False)
+    ] = None,
+    include_head: Annotated[bool, typer.Option("--include-head", help="Quantize the classifier too.")] = False,
+    force: o.Force = False,
+    as_json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Store a checkpoint in fewer bits.
+
+    Example: petalite quantize runs/demo/checkpoints/fp32 --format nf4 --keep first_last --out runs/nf4
+    """
+    from petalite.checkpoint import read_checkpoint
+    from petalite.files import prepare_out
+    from petalite.formats import get_format
+    from petalite.quantization import quantize as quantize_checkpoint
+
+    get_format(format)
+    parent = read_checkpoint(checkpoint)
+    prepare_out(out, force=force)
+    written = quantize_checkpoint(parent, format, out, keep=o.listed(keep) or (), include_head=include_head)
+    facts = {
+        "checkpoint": str(out),
+        "format": written.plan.format,
+        "kept": list(written.plan.kept),
+        "disk_bytes": written.disk_bytes,
+    }
+    result(facts, as_json, str(out))
+
+
+@app.command()
+def evaluate(
+    checkpoint: o.CheckpointPath,
+    data: o.DataPath,
+    split: Annotated[str, typer.Option(help="train, valid or test.")] = "test",
+    baseline: Annotated[Path | None, typer.Option(help="Checkpoint to compare with.", show_default=False)] = None,
+    attention: o.Attention = "auto",
+    compute: o.Compute = "auto",
+    batch_size: Annotated[int, typer.Option(help="Images a forward pass.")] = 32,
+    device: o.Device = "auto",
+    seed: o.Seed = None,
+    as_json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Accuracy with 95 % intervals, and the paired drop against a baseline.
+
+    Example: petalite evaluate runs/demo/checkpoints/nf4 --data digits --baseline runs/demo/checkpoints/fp32
+    """
+    from petalite.evaluation import evaluate as evaluate_checkpoint
+    from petalite.evaluation import sentence
+
+    accuracy = evaluate_checkpoint(
+        checkpoint, data, split=split, baseline=baseline, device=device, attention=attention, compute=compute,
+        batch_size=batch_size, seed=seed or 0,
+    )  # fmt: skip
+    result(accuracy, as_json, sentence(accuracy))
+
+
+@app.command()
+def bench(
+    checkpoints: Annotated[list[Path], typer.Argument(help="Checkpoint folders.", show_default=False)],
+    out: Annotated[Path | None, typer.Option(help="Also write this CSV.", show_default=False)] = None,
+    attention: Annotated[str, typer.Option(help="Backends, separated by commas.")] = "auto",
+    compute: o.Compute = "auto",
+    batch_sizes: Annotated[str, typer.Option(help="Batch sizes for latency, separated by commas.")] = "1",
+    throughput_batches: Annotated[str, typer.Option(help="Batch sizes of the throughput sweep.")] = "1,8,32",
+    samples: Annotated[int, typer.Option(help=describe("measure.samples"))] = 30,
+    seconds: Annotated[float, typer.Option(help=describe("measure.seconds"))] = 3.0,
+    rounds: Annotated[int, typer.Option(help=describe("measure.rounds"))] = 5,
+    threads: o.Threads = None,
+    force: o.Force = False,
+    device: o.Device = "auto",
+    as_json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Latency, throughput and memory, each checkpoint in a process of its own, in interleaved rounds.
+
+    Example: petalite bench runs/demo/checkpoints/fp32 runs/demo/checkpoints/nf4 --attention sdpa,fa2
+    """
+    from petalite.measure.bench import Variant, benchmark, table, write_benchmark_csv
+
+    if out is not None and out.exists() and not force:
+        raise PetaliteError(f"{out} exists; add --force to replace it")
+    backends = o.listed(attention) or ["auto"]
+    variants = [
+        Variant(f"{path.name}-{backend}" if len(backends) > 1 else path.name, path, backend, compute)
+        for path in checkpoints
+        for backend in backends
+    ]
+    rows = benchmark(
+        variants, batch_sizes=o.numbers(batch_sizes), throughput_batches=o.numbers(throughput_batches),
+        samples=samples, seconds=seconds, rounds=rounds, device=device, threads=threads,
+    )  # fmt: skip
+    if out is not None:
+        write_benchmark_csv(rows, out)
+    result(rows, as_json, table(rows))
+    if any(row["status"] != "ok" for row in rows):
+        raise typer.Exit(1)
+
+
+@app.command()
+def profile(
+    checkpoint: o.CheckpointPath,
+    batch_size: Annotated[int, typer.Option(help="Images a forward pass.")] = 1,
+    attention: o.Attention = "auto",
+    compute: o.Compute = "auto",
+    threads: o.Threads = None,
+    device: o.Device = "auto",
+    as_json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Where the time of a forward pass goes: attention, matrix products, dequantization, the rest; the top kernels.
+
+    Example: petalite profile runs/demo/checkpoints/nf4 --batch-size 8
+    """
+    from petalite.measure.bench import Variant, profile_table
+    from petalite.measure.bench import profile as profile_variant
+
+    kernels = profile_variant(Variant(checkpoint.name, checkpoint, attention, compute), batch_size, device, threads)
+    result(kernels, as_json, profile_table(kernels))
+
+
+@app.command()
+def predict(
+    checkpoint: o.CheckpointPath,
+    sources: Annotated[
+        list[str], typer.Argument(help="Files, folders, globs, or - for a list on stdin.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(help="The CSV; a gallery is written beside it as PNG.")] = Path(
+        "predictions.csv"
+    ),
+    gallery: Annotated[bool, typer.Option(help="Write the gallery.")] = True,
+    attention: o.Attention = "auto",
+    compute: o.Compute = "auto",
+    batch_size: Annotated[int, typer.Option(help="Images a forward pass.")] = 32,
+    threads: o.Threads = None,
+    force: o.Force = False,
+    device: o.Device = "auto",
+    as_json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """The five most likely classes of each image, as CSV, with a gallery and the rate.
+
+    Example: petalite predict runs/demo/checkpoints/int8 photos/ "more/*.jpg" --out predictions.csv
+    """
+    from petalite.prediction import expand
+    from petalite.prediction import predict as predict_images
+
+    if out.is_dir():
+        out = out / "predictions.csv"
+    if out.exists() and not force:
+        raise PetaliteError(f"{out} exists; add --force to replace it")
+    paths = expand(sources, sys.stdin)
+    summary = predict_images(
+        checkpoint, paths, out, gallery=out.with_suffix(".png") if gallery else None, device=device, attention=attention,
+        compute=compute, batch_size=batch_size, threads=threads,
+    )  # fmt: skip
+    result(summary, as_json, str(out))
+    if summary["errors"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def verify(checkpoint: o.CheckpointPath, as_json: o.Json = False, quiet: o.Quiet = False) -> None:
+    """Check a checkpoint: hashes, tensors against its configuration and plan, preprocessing. Exit code 1 if damaged.
+
+    Example: petalite verify runs/demo/checkpoints/nf4
+    """
+    from petalite.verification import verify as verify_checkpoint
+
+    found = verify_checkpoint(checkpoint)
+    result(found.as_dict(), as_json, "\n".join(found.lines()))
+    if not found.ok:
+        raise typer.Exit(1)
