@@ -122,23 +122,19 @@ def cache_dir() -> Path:
 
 
 def prepare_out(out: Path, *, resume: bool = False, force: bool = False) -> Path:
-    """The output folder, made if missing. A folder that holds something is refused without `resume` or `force`.
+    """Check that the output folder may be written: missing, empty, or allowed by `resume` or `force`.
 
-    `force` empties the folder, but only one that Petalite made (it holds `run.json`, `config.json`, `results.json` or
-    nothing else than Petalite's files would): anything else is refused rather than deleted.
+    `force` empties the folder, but only one that Petalite made (it holds `run.json`, `results.json`, `config.json` or
+    `train`): anything else is refused rather than deleted. The folder itself is made by the first file written.
     """
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise PetaliteError(f"{out} is a file; --out needs a folder")
     if out.is_dir() and any(out.iterdir()):
         if force:
-            if not any((out / mark).exists() for mark in ("run.json", "config.json", "results.json")):
+            if not any((out / mark).exists() for mark in ("run.json", "results.json", "config.json", "train")):
                 raise PetaliteError(f"{out} does not look like an output of petalite; --force will not empty it")
             shutil.rmtree(out)
         elif not resume:
             raise PetaliteError(f"{out} is not empty; add --resume to go on with it or --force to start again")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise PetaliteError(f"cannot make {out}: {error.strerror or error}; choose another --out") from error
     return out

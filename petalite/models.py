@@ -47,7 +47,7 @@ def build(config: Mapping[str, Any]) -> nn.Module:
     if not isinstance(name, str):
         raise PetaliteError("config.json has no 'architecture'; a checkpoint in timm's hub layout names one")
     name = name.split(".")[0]
-    _check_name(name)
+    check_name(name)
     try:
         with torch.device("meta"):
             model: nn.Module = timm.create_model(
@@ -98,7 +98,7 @@ def create(
     """
     import timm
 
-    _check_name(name.split(".")[0])
+    check_name(name)
     arguments = dict(model_args or {})
     if image_size is not None:
         arguments["img_size"] = image_size
@@ -227,8 +227,11 @@ def _is_plan_layer(name: str) -> bool:
     return name.endswith((".attn.qkv", ".attn.proj", ".mlp.fc1", ".mlp.fc2"))
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
+    """Raise PetaliteError unless `name` is a vit_* or deit* that timm knows; a pretrained tag after a dot is left to timm."""
     import timm
+
+    name = name.split(".")[0]
 
     if not name.startswith(("vit_", "deit")):
         raise PetaliteError(f"'{name}' is not supported; supported: {SUPPORTED}, or a folder that holds a checkpoint")

@@ -41,7 +41,7 @@ from petalite.quantization import quantize
 from petalite.recipe import Recipe
 from petalite.report import recommend, write_report
 from petalite.results import results_of, write_csv
-from petalite.training import train
+from petalite.training import check_start, train
 
 
 def run(
@@ -62,6 +62,7 @@ def run(
     images = open_data(recipe.data, recipe.seed)
     if not images.splits["test"]:
         raise PetaliteError(f"{images.name} has no test images to compare variants on")
+    check_start(recipe.model, recipe.pretrained)
     folder = prepare_out(Path(out), resume=resume, force=force)
     return _Study(recipe, variants, images, folder, device, command).run()
 

@@ -73,14 +73,16 @@ def test_a_backend_that_fails_its_trial_is_an_error_with_its_reason(
         raise RuntimeError("no kernel for this head size\nlong trace")
 
     monkeypatch.setitem(BACKENDS, "sdpa", BACKENDS["sdpa"].__class__("sdpa", "", broken, lambda device, dtype: None))
-    with pytest.raises(PetaliteError, match="sdpa cannot run here with heads of 32: no kernel for this head size$"):
+    with pytest.raises(PetaliteError, match=r"sdpa cannot run here with heads of 32: no kernel for this head size$"):
         load(tiny_checkpoint(tmp_path / "tiny"), "cpu", attention="sdpa")
 
 
 def test_the_flash_attn_package_is_used_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its tensors are (B, N, heads, head_dim), so both transposes are checked by the result."""
     package = types.ModuleType("flash_attn")
-    package.flash_attn_func = lambda q, k, v: exact(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)  # type: ignore[attr-defined]
+    package.flash_attn_func = lambda q, k, v: exact(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(
+        1, 2
+    )  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "flash_attn", package)
     monkeypatch.setattr("petalite.attention._flash_attn_installed", lambda: True)
     query, key, value = torch.randn(3, 2, 3, 17, 8, device="meta").unbind(0)

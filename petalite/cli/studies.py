@@ -126,7 +126,9 @@ def train(
 
     Example: petalite train --data flowers102 --model vit_base_patch16_224 --method lora --out runs/flowers
     """
+    from petalite.data import open_data
     from petalite.files import disk_bytes, prepare_out
+    from petalite.training import check_start
     from petalite.training import train as train_model
 
     recipe = Recipe().with_options(
@@ -137,10 +139,13 @@ def train(
                         checkpointing, precision, save_minutes),
         }
     )  # fmt: skip
+    images = open_data(data, recipe.seed)
+    check_start(model, pretrained != o.YesNo.no)
     if os.environ.get("RANK", "0") == "0":
         prepare_out(out, resume=resume, force=force)
     checkpoint = train_model(
-        data, model, out, recipe.train, pretrained=pretrained != o.YesNo.no, image_size=image_size, seed=recipe.seed, device=device
+        images, model, out, recipe.train, pretrained=pretrained != o.YesNo.no, image_size=image_size,
+        seed=recipe.seed, device=device,
     )  # fmt: skip
     if os.environ.get("RANK", "0") == "0":
         result(
@@ -170,5 +175,10 @@ def study_of(recipe: Recipe, out: Path, resume: bool, force: bool, device: str, 
     from petalite.study import run as run_study
     from petalite.study import summary
 
-    results = run_study(recipe, out, resume=resume, force=force, device=device, command=["petalite", *sys.argv[1:]])
+    results = run_study(recipe, out, resume=resume, force=force, device=device, command=_command())
     result(results, as_json, summary(results, out))
+
+
+def _command() -> list[str]:
+    """What to type to repeat this study in another folder: the same words, less those about this folder's past."""
+    return ["petalite", *(word for word in sys.argv[1:] if word not in ("--resume", "--force"))]

@@ -4,6 +4,6 @@ checkpoint = train("flowers102", "vit_base_patch16_224", out="runs/flowers", rec
 """
 
 from petalite.training.loop import train
-from petalite.training.start import starting_point
+from petalite.training.start import check_start, starting_point
 
-__all__ = ["starting_point", "train"]
+__all__ = ["check_start", "starting_point", "train"]

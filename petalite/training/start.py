@@ -44,5 +44,13 @@ def starting_point(
     )
 
 
+def check_start(model: str | Path, pretrained: bool = True) -> None:
+    """Raise PetaliteError now for a checkpoint folder from which training could not start."""
+    if Path(model).is_dir() or _looks_like_a_path(str(model)):
+        starting_point(model, pretrained=pretrained)
+    else:
+        models.check_name(str(model))
+
+
 def _looks_like_a_path(model: str) -> bool:
     return model.startswith((".", "/", "~")) or "\\" in model or model.count("/") > 0

@@ -83,7 +83,9 @@ def test_training_learns_on_the_gpu(tmp_path: Path, method: str) -> None:
     assert float(last.split(",")[5]) > 0.9
 
 
-def test_out_of_memory_halves_the_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_out_of_memory_halves_the_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from petalite.training import loop
 
     original = loop._Loop._backward

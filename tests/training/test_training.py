@@ -186,7 +186,20 @@ def test_two_processes_train_as_one_with_the_whole_batch(images: Path, start: Pa
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "--standalone"),
         *("-m", "petalite", "train", "--data", str(images), "--model", str(start), "--device", "cpu"),
-        *("--method", "full", "--epochs", "2", "--batch-size", "5", "--lr", "3e-3", "--flip", "no", "--augment", "none"),
+        *(
+            "--method",
+            "full",
+            "--epochs",
+            "2",
+            "--batch-size",
+            "5",
+            "--lr",
+            "3e-3",
+            "--flip",
+            "no",
+            "--augment",
+            "none",
+        ),
         *("--precision", "fp32", "--out", str(tmp_path / "two")),
     ]
     done = subprocess.run(
@@ -222,7 +235,7 @@ def test_training_does_not_start_from_a_quantized_checkpoint(images: Path, start
     from petalite.quantization import quantize
 
     quantize(start, "int8", tmp_path / "int8")
-    with pytest.raises(PetaliteError, match="is quantized .int8.; training starts from a plain checkpoint"):
+    with pytest.raises(PetaliteError, match=r"is quantized .int8.; training starts from a plain checkpoint"):
         learn(images, tmp_path / "int8", tmp_path / "out")
 
 
