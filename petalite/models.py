@@ -124,6 +124,8 @@ def create(
     check_supported(model, name)
     arguments.pop("num_classes", None)
     settings = {key: value for key, value in model.pretrained_cfg.items() if key in (*_PREPROCESSING, "tag", "license")}
+    if not pretrained:
+        settings["crop_pct"] = 1.0  # cutting off the edges is a habit of the weights; new ones see the whole image
     height, width = model.patch_embed.img_size
     settings["input_size"] = [3, height, width]
     config = complete_config(

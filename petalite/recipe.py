@@ -42,7 +42,7 @@ class TrainRecipe:
     warmup: float = _field(0.05, "Share of the steps in which the learning rate rises; then it falls as a cosine.")
     label_smoothing: float = _field(0.1, "Probability spread evenly over all classes in the target.")
     clip_norm: float = _field(1.0, "Largest norm of the gradient; 0 leaves it as it is.")
-    augment: str = _field("light", "Augmentation: none, light (crops, flips) or rand (light + RandAugment).")
+    augment: str = _field("light", "Augmentation: none, shift, light (crops, flips) or rand (light + RandAugment).")
     flip: bool = _field(True, "Mirror images left to right half of the time; not for digits or text.")
     rank: int = _field(8, "Rank r of the LoRA matrices.")
     alpha: int = _field(32, "LoRA's alpha: its update is scaled by alpha / r.")
@@ -147,12 +147,13 @@ def demo_recipe() -> Recipe:
             method="full",
             epochs=60,
             batch_size=64,
-            lr=3e-3,
-            augment="light",
+            lr=1e-3,
+            augment="shift",
             flip=False,
             precision="fp32",
             label_smoothing=0.05,
         ),
+        measure=MeasureRecipe(throughput_batches=(1, 32)),
     )
 
 
@@ -168,7 +169,7 @@ def describe(key: str) -> str:
 def _check(recipe: Recipe) -> None:
     train, measure = recipe.train, recipe.measure
     _among("train.method", train.method, METHODS)
-    _among("train.augment", train.augment, ("none", "light", "rand"))
+    _among("train.augment", train.augment, ("none", "shift", "light", "rand"))
     _among("train.precision", train.precision, ("auto", "fp32", "bf16", "fp16"))
     _at_least("train.epochs", train.epochs, 1)
     for name in ("batch_size", "accumulate", "rank"):

@@ -6,9 +6,9 @@ same pixels as one that never was.
     augment = Augment(preprocess, policy="light", flip=True)
     pixels = augment(decode("photo.jpg"), 1234)        # uint8, (3, H, W); the same for 1234 on any worker
 
-"none" is the evaluation preprocessing; "light" a random crop of 70 to 100 % of the area, and a mirror image half of
-the time (`flip`; not for digits or text); "rand" is light followed by RandAugment (Cubuk et al. 2019,
-arXiv:1909.13719) with two operations of magnitude 9.
+"none" is the evaluation preprocessing; "shift" moves its picture by up to a sixteenth of the side; "light" is a random
+crop of 70 to 100 % of the area. Each is mirrored half of the time (`flip`; not for digits or text). "rand" is light
+followed by RandAugment (Cubuk et al. 2019, arXiv:1909.13719) with two operations of magnitude 9.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from petalite.errors import PetaliteError, did_you_mean
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-POLICIES = ("none", "light", "rand")
+POLICIES = ("none", "shift", "light", "rand")
 
 
 @dataclass(frozen=True)
 class Augment:
-    """A training-time transform that is deterministic in its seed; `policy` is one of none, light, rand."""
+    """A training-time transform that is deterministic in its seed; `policy` is one of none, shift, light, rand."""
 
     preprocess: Preprocess
     policy: str = "light"
@@ -58,9 +58,13 @@ class Augment:
         from torchvision.transforms import InterpolationMode, v2
 
         interpolation = InterpolationMode(self.preprocess.interpolation)
-        steps: list[Any] = [
-            v2.RandomResizedCrop(self.preprocess.size, scale=(0.7, 1.0), interpolation=interpolation),
-        ]
+        steps: list[Any]
+        if self.policy == "shift":
+            height, width = self.preprocess.size
+            margin = [max(1, width // 16), max(1, height // 16)]  # left and right, top and bottom
+            steps = [self.preprocess.cut, v2.Pad(margin, padding_mode="edge"), v2.RandomCrop((height, width))]
+        else:
+            steps = [v2.RandomResizedCrop(self.preprocess.size, scale=(0.7, 1.0), interpolation=interpolation)]
         if self.flip:
             steps.append(v2.RandomHorizontalFlip())
         if self.policy == "rand":

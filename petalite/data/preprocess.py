@@ -112,10 +112,14 @@ class Preprocess:
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
         """An RGB image -> uint8 tensor (3, H, W), equal to timm's evaluation transform before its ToTensor."""
+        return to_pixels(self.cut(image))
+
+    def cut(self, image: Image.Image) -> Image.Image:
+        """An RGB image, resized and cropped to the model's input size."""
         target = (math.floor(self.size[0] / self.crop_pct), math.floor(self.size[1] / self.crop_pct))
         height, width = self._scaled(image.height, image.width, target)
         image = image.resize((width, height), INTERPOLATIONS[self.interpolation])
-        return to_pixels(self._crop(image))
+        return self._crop(image)
 
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
         """uint8 (N, 3, H, W) -> float32 (N, 3, H, W) on the same device, equal to timm's ToTensor + Normalize."""

@@ -15,7 +15,7 @@ from petalite.errors import PetaliteError
 Noise = Callable[..., Image.Image]
 
 
-@pytest.mark.parametrize("policy", ["light", "rand"])
+@pytest.mark.parametrize("policy", ["shift", "light", "rand"])
 def test_deterministic_in_the_seed_alone(noise: Noise, preprocess: Preprocess, policy: str) -> None:
     augment = Augment(preprocess, policy)
     first = [augment(noise(40, 50), seed) for seed in range(8)]
