@@ -137,4 +137,15 @@ def prepare_out(out: Path, *, resume: bool = False, force: bool = False) -> Path
             shutil.rmtree(out)
         elif not resume:
             raise PetaliteError(f"{out} is not empty; add --resume to go on with it or --force to start again")
+        else:
+            _clear_leftovers(out)
     return out
+
+
+def _clear_leftovers(out: Path) -> None:
+    """Remove what a killed process left under its temporary names."""
+    for leftover in out.rglob(".*.tmp"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)

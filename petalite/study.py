@@ -275,6 +275,8 @@ class _Study:
             if outcome.status == "ok":
                 try:
                     accuracy = score(self._read_logits(outcome.variant.name), targets, base_logits)
+                    if outcome.variant.name == baseline:  # the same predictions by definition, not by chance
+                        accuracy["drop_ci95"] = [0.0, 0.0]
                 except PetaliteError as error:
                     outcome.status, outcome.reason = "failed", str(error)
             plan = read_checkpoint(outcome.variant.checkpoint).plan

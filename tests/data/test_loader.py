@@ -105,6 +105,14 @@ def test_works_after_torch_has_used_its_threads(paths: list[Path], preprocess: P
     assert sum(len(batch.indices) for batch in load_batches(paths, preprocess, 2, workers=2)) == 7
 
 
+@pytest.fixture
+def forked() -> None:
+    """For tests of forked workers: once CUDA is in use in this process, workers are never forked."""
+    if torch.cuda.is_initialized():
+        pytest.skip("CUDA is in use in this process")
+
+
+@pytest.mark.usefixtures("forked")
 def test_workers_end_when_the_rest_is_not_wanted(paths: list[Path], preprocess: Preprocess) -> None:
     batches = load_batches(paths, preprocess, 1, workers=2)
     next(batches)
@@ -113,6 +121,7 @@ def test_workers_end_when_the_rest_is_not_wanted(paths: list[Path], preprocess: 
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_worker_that_dies_is_one_line(
     paths: list[Path], preprocess: Preprocess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,6 +130,7 @@ def test_a_worker_that_dies_is_one_line(
         list(load_batches(paths, preprocess, 2, workers=2))
 
 
+@pytest.mark.usefixtures("forked")
 def test_once_cuda_is_in_use_workers_are_not_forked(
     samples: list[Sample], preprocess: Preprocess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
