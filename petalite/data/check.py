@@ -82,7 +82,9 @@ class DataReport:
         lines += [f"  {why}" for why in self.unreadable.values()]
         lines.append(f"copies: {len(self.copies) or 'no'} groups of equal files")
         if self.copies_across_splits:
-            lines.append(f"copies across splits: {len(self.copies_across_splits)} (one split repeats images of another)")
+            lines.append(
+                f"copies across splits: {len(self.copies_across_splits)} (one split repeats images of another)"
+            )
             lines += ["  " + " = ".join(map(self._short, group)) for group in self.copies_across_splits]
         lines.append(f"fingerprint: {self.fingerprint}")
         return lines

@@ -120,13 +120,13 @@ def test_a_killed_process_resumes_to_the_same_weights(images: Path, start: Path,
         *("--precision", "fp32", "--save-minutes", "0", "--out", str(tmp_path / "parts")),
     ]
     resume_point = tmp_path / "parts" / "train" / "checkpoints" / "last.pt"
-    first = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
-    assert first.stderr is not None
-    for line in first.stderr:  # killed in the middle of the work, not before it has begun
-        if line.startswith("epoch 3/40"):
-            os.kill(first.pid, signal.SIGKILL)
-            break
-    assert first.wait() == -signal.SIGKILL
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as first:
+        assert first.stderr is not None
+        for line in first.stderr:  # killed in the middle of the work, not before it has begun
+            if line.startswith("epoch 3/40"):
+                os.kill(first.pid, signal.SIGKILL)
+                break
+        assert first.wait() == -signal.SIGKILL
     assert resume_point.exists()
     second = subprocess.run([*command, "--resume"], capture_output=True, text=True, cwd=ROOT, check=True)
     assert "train: resumed after" in second.stderr
