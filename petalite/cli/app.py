@@ -58,7 +58,7 @@ def main() -> None:
     except PetaliteError as error:
         _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted; add --resume to go on", 130)
+        _fail("interrupted; a study or a training goes on with --resume", 130)
     except BrokenPipeError:
         sys.exit(1)
     except Exception as error:
