@@ -4,6 +4,7 @@
 
 Each backend is called by its own operator, so what is asked for is what runs: PyTorch never substitutes another one.
 `sdpa` is the exception by definition: PyTorch's own choice. Shapes: query, key, value (B, heads, N, head_dim).
+A bias (B, 1, 1, N), float32, is added to the scaled scores of every query: softmax(Q Kᵀ / √d + bias) V.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -19,25 +20,35 @@ from torch import Tensor, nn
 
 from petalite.errors import PetaliteError, did_you_mean
 
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 _HALF = (torch.float16, torch.bfloat16)
 
 
-def math(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+class Attend(Protocol):
+    """What a backend computes: (B, H, N, D) three times, and where given a bias (B, 1, 1, N) -> (B, H, N, D)."""
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor: ...
+
+
+def math(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
     """The formula as written: softmax(Q Kᵀ / √d) V, the whole (N, N) matrix in memory."""
     scores: Tensor = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)  # B, H, N, N
+    if bias is not None:
+        scores = scores + bias.to(scores.dtype)
     return scores.softmax(dim=-1) @ value
 
 
-def sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def sdpa(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
     """`torch.nn.functional.scaled_dot_product_attention`: PyTorch picks a kernel for the device and the shape."""
-    return F.scaled_dot_product_attention(query, key, value)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=_mask(bias, query))
 
 
-def fa2(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def fa2(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
     """FlashAttention-2 (Dao, 2023, arXiv:2307.08691): PyTorch's kernel for CUDA or CPU, or the flash-attn package's."""
     if query.device.type == "cpu":
-        return _output(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value))
+        kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        return _output(kernel(query, key, value, attn_mask=_mask(bias, query)))
+    if bias is not None:  # the CUDA kernels take none, so it travels in channels of the keys
+        return fa2(*with_bias_channels(query, key, value, bias))[..., : query.shape[-1]]
     if _flash_attn_installed():
         from flash_attn import flash_attn_func
 
@@ -46,14 +57,50 @@ def fa2(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return _output(torch.ops.aten._scaled_dot_product_flash_attention(query, key, value))
 
 
-def efficient(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def efficient(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
     """PyTorch's memory-efficient kernel (xFormers; Rabe and Staats, 2021, arXiv:2112.05682)."""
-    return _output(torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, None, False))
+    kernel = torch.ops.aten._scaled_dot_product_efficient_attention
+    return _output(kernel(query, key, value, _mask(bias, query), False))
 
 
-def cudnn(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def cudnn(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
     """cuDNN's fused attention."""
-    return _output(torch.ops.aten._scaled_dot_product_cudnn_attention(query, key, value, None, False))
+    kernel = torch.ops.aten._scaled_dot_product_cudnn_attention
+    return _output(kernel(query, key, value, _mask(bias, query), False))
+
+
+def with_bias_channels(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Heads widened from D to a multiple of 8, W, so that attention without a bias computes attention with one.
+
+    A kernel divides the scores by √W where √D is wanted, so the queries grow by √(W / D). Their first new channels are
+    constant and meet the bias in those of the keys: once rounded, once what rounding left, since 8 bits of a bfloat16
+    would show. The rest are zeros. The first D channels of the output are the answer.
+    """
+    B, H, N, D = query.shape
+    W = -(-(D + 2) // 8) * 8
+    constant = 8.0  # about √W, and a power of two: exact in every precision
+    whole = bias[:, :, 0] * (W**0.5 / constant)  # B, 1, N
+    rounded = whole.to(query.dtype)
+    wide = query.new_zeros(3, B, N, H, W).transpose(2, 3)  # 3, B, H, N, W, laid out as timm's qkv
+    wide[0, ..., :D] = query * (W / D) ** 0.5
+    wide[1, ..., :D] = key
+    wide[2, ..., :D] = value
+    wide[0, ..., D : D + 2] = constant
+    wide[1, ..., D] = rounded
+    wide[1, ..., D + 1] = whole - rounded
+    query, key, value = wide.unbind(0)
+    return query, key, value
+
+
+def _mask(bias: Tensor | None, query: Tensor) -> Tensor | None:
+    """The bias as PyTorch's kernels take it: (B, H, N, N), not copied, in the precision of the queries.
+
+    Rows start at multiples of 16 numbers, which CUDA's kernels read faster (cuDNN) or insist on (memory-efficient).
+    """
+    if bias is None:
+        return None
+    N = bias.shape[-1]
+    return F.pad(bias, (0, -N % 16)).to(query.dtype)[..., :N].expand(*query.shape[:3], -1)
 
 
 def _output(results: tuple[Tensor, ...]) -> Tensor:
@@ -137,14 +184,21 @@ class Attention(nn.Module):
         """(B, N, C) -> (B, N, C). Masks are refused: a classifier attends to every patch."""
         if attn_mask is not None:
             raise PetaliteError("attention masks are not supported")
+        query, key, value = self.heads(x)
+        return self.output(self.attend(query, key, value), x)
+
+    def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, N, C) -> query, key, value, (B, H, N, D) each."""
         B, N, _C = x.shape
-        gate = self.gate(x).sigmoid() if self.gate is not None else None
         qkv = self.qkv(x).reshape(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
-        query, key, value = qkv.unbind(0)  # B, H, N, D each
-        x = self.attend(self.q_norm(query), self.k_norm(key), value)
-        x = self.norm(x.transpose(1, 2).reshape(B, N, -1))  # B, N, C
-        x = x if gate is None else x * gate
-        projected: Tensor = self.proj(x)
+        query, key, value = qkv.unbind(0)
+        return self.q_norm(query), self.k_norm(key), value
+
+    def output(self, attended: Tensor, x: Tensor) -> Tensor:
+        """What the backend returned (B, H, N, D), and what it was computed from (B, N, C) -> (B, N, C)."""
+        attended = self.norm(attended.transpose(1, 2).flatten(2))  # B, N, C
+        attended = attended if self.gate is None else attended * self.gate(x).sigmoid()
+        projected: Tensor = self.proj(attended)
         return projected
 
 

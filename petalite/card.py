@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,9 +18,11 @@ def model_card(config: Mapping[str, Any], plan: Plan, weights_bytes: int, notes:
         "architecture": config["architecture"],
         "classes": config["num_classes"],
         "input": f"{height} x {width} pixels, mean {settings.get('mean')}, std {settings.get('std')}",
-        "weights": f"{plan.format} (norms, embeddings and the head: {plan.rest}), {weights_bytes:,} bytes",
+        "weights": f"{_formats(plan)} (norms and biases: {plan.rest}), {weights_bytes:,} bytes",
         **{key: value for key, value in notes.items() if key != "license"},
     }
+    if any(plan.merge):
+        rows["tokens merged"] = f"{sum(plan.merge)} over {len(plan.merge)} blocks"
     if plan.kept:
         rows["kept out of quantization"] = ", ".join(plan.kept)
     table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
@@ -42,3 +45,9 @@ classifier = petalite.load("path/to/this/folder")
 classifier.predict(["photo.jpg"])
 ```
 """
+
+
+def _formats(plan: Plan) -> str:
+    """How many layers have which format, the most frequent first."""
+    counts = Counter(plan.layers.values())
+    return ", ".join(f"{stored} in {count} layers" for stored, count in counts.most_common())

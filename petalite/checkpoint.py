@@ -30,7 +30,8 @@ from petalite.files import atomic_folder, disk_bytes, read_json, sha256, write_j
 from petalite.formats import get_format
 from petalite.formats.plain import DTYPES
 from petalite.importers import is_transformers_folder, read_transformers_vit
-from petalite.plan import Plan
+from petalite.merging import merge_problems
+from petalite.plan import POSITIONS, Plan
 
 WEIGHTS = "model.safetensors"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
@@ -64,6 +65,8 @@ class Checkpoint:
 
     def layer(self, name: str) -> dict[str, Tensor]:
         """The packed tensors of one layer, by their name after the layer's; its bias is not among them."""
+        if name in self.tensors:  # the position embedding, plain
+            return {"weight": self.tensors[name]}
         prefix = f"{name}."
         return {
             key.removeprefix(prefix): value
@@ -73,11 +76,24 @@ class Checkpoint:
 
     def plain_tensors(self) -> dict[str, Tensor]:
         """Every parameter in float32, as if nothing had been quantized: packed weights are unpacked."""
-        packed = {name for name, stored in self.plan.layers.items() if not get_format(stored).plain}
-        owned = {f"{name}.{key}" for name in packed for key in self.layer(name)}
+        owned = {f"{name}.{key}" for name in self.packed for key in self.layer(name)}
         plain = {key: value.float() for key, value in self.tensors.items() if key not in owned}
-        plain |= {f"{name}.weight": get_format(self.plan.layers[name]).unpack(self.layer(name)) for name in packed}
-        return plain
+        return plain | {models.weight_name(name): self.unpacked(name) for name in self.packed}
+
+    @cached_property
+    def packed(self) -> tuple[str, ...]:
+        """The layers whose weights are not plain tensors."""
+        return tuple(name for name, stored in self.plan.layers.items() if not get_format(stored).plain)
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape that each tensor of the model has when nothing is packed."""
+        return {name: tuple(tensor.shape) for name, tensor in self.skeleton().state_dict().items()}
+
+    def unpacked(self, layer: str) -> Tensor:
+        """A layer's weight in float32 and in the model's shape; formats pack matrices, a convolution's weight as one."""
+        weight = get_format(self.plan.layers[layer]).unpack(self.layer(layer))
+        return weight.reshape(self.shapes[models.weight_name(layer)])
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -116,15 +132,16 @@ def find_problems(checkpoint: Checkpoint) -> list[str]:
     names = config.get("label_names")
     if names is not None and len(names) != config.get("num_classes"):
         problems.append(f"config.json has {len(names)} label_names for {config.get('num_classes')} classes")
-    known = models.layers(model)
-    if unknown := sorted(set(plan.layers) - set(known)):
+    known = [*models.layers(model), POSITIONS]
+    if unknown := sorted((set(plan.layers) | set(plan.activations)) - set(known)):
         problems.append(f"plan.json names layers that the model does not have: {', '.join(unknown[:3])}")
+    problems += merge_problems(plan, model)
     packed = {name for name in known if name in plan.layers and not get_format(plan.layers[name]).plain}
+    weights = {models.weight_name(name): name for name in packed}
     for name, expected in model.state_dict().items():
-        layer, _, kind = name.rpartition(".")
-        if kind == "weight" and layer in packed:
-            if "weight" not in checkpoint.layer(layer):
-                problems.append(f"{WEIGHTS} lacks the tensor {name}")
+        if name in weights:
+            if "weight" not in checkpoint.layer(weights[name]):
+                problems.append(f"{WEIGHTS} lacks the tensor {weights[name]}.weight")
             continue
         if name not in tensors:
             problems.append(f"{WEIGHTS} lacks the tensor {name}")

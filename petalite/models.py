@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from petalite.console import say
 from petalite.errors import PetaliteError, did_you_mean
-from petalite.plan import in_block, is_head
+from petalite.plan import POSITIONS, in_block, is_head
 
 Config = dict[str, Any]
 SUPPORTED = "timm's vit_* and deit* models whose blocks are timm's Block (no relative positions, no parallel blocks)"
@@ -80,6 +80,16 @@ def layers(model: nn.Module) -> list[str]:
         if (name == "patch_embed.proj")
         or (isinstance(module, nn.Linear) and (is_head(name) or (in_block(name) and _is_plan_layer(name))))
     ]
+
+
+def weight_name(layer: str) -> str:
+    """The tensor that holds a layer's weight; the position embedding, which a plan may name as well, is one itself."""
+    return layer if layer == POSITIONS else f"{layer}.weight"
+
+
+def as_matrix(weight: Tensor) -> Tensor:
+    """A weight as formats pack it, (rows, columns): a convolution's kernels and a position embedding's tokens as rows."""
+    return weight[0] if weight.ndim == 3 else weight.flatten(1)
 
 
 def create(

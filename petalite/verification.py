@@ -246,7 +246,8 @@ def _precision_problems(checkpoint: Checkpoint, model: nn.Module) -> Iterator[st
 
 def _check_packed(report: VerifyReport, checkpoint: Checkpoint, model: nn.Module) -> None:
     """Unpack every packed weight and compare its shape with the model's."""
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    state = model.state_dict()
+    matrices = {name: tuple(models.as_matrix(state[models.weight_name(name)]).shape) for name in checkpoint.packed}
     skipped: set[str] = set()
     for layer, stored in checkpoint.plan.layers.items():
         format = get_format(stored)
@@ -258,8 +259,8 @@ def _check_packed(report: VerifyReport, checkpoint: Checkpoint, model: nn.Module
             continue
         what = f"the {stored} weight of {layer}"
         weight = report.attempt(what, partial(format.unpack, checkpoint.layer(layer)))
-        if weight is not None and tuple(weight.shape) != expected[f"{layer}.weight"]:
-            report.errors([f"{what} unpacks to {tuple(weight.shape)}, expected {expected[f'{layer}.weight']}"])
+        if weight is not None and tuple(weight.shape) != matrices[layer]:
+            report.errors([f"{what} unpacks to {tuple(weight.shape)}, expected {matrices[layer]}"])
         elif weight is not None and not _is_finite(weight):
             report.errors([f"{what} unpacks to NaN or infinity; it is damaged"])
 

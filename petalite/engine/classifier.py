@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from petalite import models
 from petalite.attention import use_attention
 from petalite.checkpoint import Checkpoint, read_checkpoint
 from petalite.data.images import ImageSource, decode
@@ -24,13 +25,15 @@ from petalite.device import resolve_compute, resolve_device
 from petalite.errors import PetaliteError
 from petalite.formats import get_format
 from petalite.formats.plain import DTYPES
+from petalite.merging import use_merging
+from petalite.plan import POSITIONS
 
 _BATCH = 32
 
 
 @dataclass(frozen=True)
 class Info:
-    """What was loaded and how it runs."""
+    """What was loaded and how it runs. `merged_tokens`: of an image's tokens, how many the blocks merge away in all."""
 
     checkpoint: str
     architecture: str
@@ -42,6 +45,7 @@ class Info:
     image_size: tuple[int, int]
     parameters: int
     disk_bytes: int
+    merged_tokens: int
 
     def as_dict(self) -> dict[str, Any]:
         """The fields as JSON values."""
@@ -131,6 +135,7 @@ def load(
     preprocess = Preprocess.from_config(checkpoint.config)
     model = assemble(checkpoint, chosen_device, DTYPES[precision])
     backend = use_attention(model, attention, chosen_device, DTYPES[precision])
+    merged_tokens = use_merging(model, checkpoint.plan.merge)
     info = Info(
         checkpoint=str(checkpoint.path),
         architecture=str(checkpoint.config["architecture"]),
@@ -142,6 +147,7 @@ def load(
         image_size=preprocess.size,
         parameters=sum(parameter.numel() for parameter in checkpoint.skeleton().parameters()),
         disk_bytes=checkpoint.disk_bytes,
+        merged_tokens=merged_tokens,
     )
     return Classifier(model, preprocess, checkpoint.classes, info, chosen_device)
 
@@ -157,8 +163,10 @@ def assemble(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -
         if name in checkpoint.tensors and checkpoint.tensors[name].is_floating_point()
     }
     for name, stored in checkpoint.plan.layers.items():
-        if name == "patch_embed.proj":
-            continue  # a convolution: its weight is plain and stands in `rest`
+        if not isinstance(model.get_submodule(name) if name != POSITIONS else None, nn.Linear):
+            # a convolution or the position embedding: used as a plain tensor, whatever its format on disk
+            rest[models.weight_name(name)] = checkpoint.unpacked(name).to(device, dtype)
+            continue
         bias = checkpoint.tensors.get(f"{name}.bias")
         model.set_submodule(name, get_format(stored).build(checkpoint.layer(name), bias, dtype, device))
         rest.pop(f"{name}.weight", None)

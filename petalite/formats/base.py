@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from petalite.errors import PetaliteError
+from petalite.formats.grid import Grid
 
 #: The tensors of one packed weight, by their name after the layer's: `weight`, `weight.absmax`, `SCB`, …
 Packed = dict[str, Tensor]
@@ -35,6 +36,7 @@ class Format:
     package: a module that has to be importable, or None.
     devices: device types on which `build`'s module runs.
     transformers: the `quantization_config` with which transformers loads a checkpoint in this format, or None.
+    grid: the values that a weight may take, for calibration and training; None where another library packs.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Format:
     package: str | None = None
     devices: tuple[str, ...] = ("cpu", "cuda")
     transformers: Mapping[str, Any] | None = None
+    grid: Grid | None = None
 
     @property
     def plain(self) -> bool:
