@@ -18,7 +18,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from petalite.errors import PetaliteError, did_you_mean
 
-METHODS = ("lora", "qlora", "head", "full", "none")
+METHODS = ("lora", "qlora", "head", "full", "qat", "none")
 REFERENCE_VARIANTS = ("fp32", "nf4-fa2", "int8-fa2", "nf4-sdpa", "int8-sdpa")
 T = TypeVar("T")
 
@@ -33,11 +33,17 @@ def _field(default: Any, help: str) -> Any:
 class TrainRecipe:
     """How the model is fine-tuned."""
 
-    method: str = _field("lora", "What is trained: lora, qlora (LoRA over NF4), head, full, or none.")
+    method: str = _field(
+        "lora",
+        "What is trained: lora, qlora (LoRA over NF4, or over a quantized checkpoint), head, full, "
+        "qat (every weight of a quantized checkpoint), or none.",
+    )
     epochs: int = _field(6, "Passes over the training images.")
     batch_size: int = _field(32, "Images a forward pass, on each process.")
     accumulate: int = _field(1, "Forward passes an optimizer step; the effective batch is their product.")
-    lr: float = _field(0.0, "Peak learning rate; 0 takes the method's: lora and qlora 2e-3, head 5e-3, full 1e-4.")
+    lr: float = _field(
+        0.0, "Peak learning rate; 0 takes the method's: lora and qlora 2e-3, head 5e-3, full 1e-4, qat 5e-4."
+    )
     weight_decay: float = _field(0.01, "AdamW's weight decay, on matrices only.")
     warmup: float = _field(0.05, "Share of the steps in which the learning rate rises; then it falls as a cosine.")
     label_smoothing: float = _field(0.1, "Probability spread evenly over all classes in the target.")
@@ -49,6 +55,7 @@ class TrainRecipe:
     dropout: float = _field(0.0, "Dropout on LoRA's input.")
     targets: tuple[str, ...] = _field(("qkv", "proj", "fc1", "fc2"), "Layers of each block that get LoRA matrices.")
     class_weights: bool = _field(False, "Weight classes by the inverse of their frequency.")
+    teacher: str = _field("", "Checkpoint whose answers are learned as well, e.g. the plain parent of a quantized one.")
     checkpointing: bool = _field(False, "Recompute activations in the backward pass: less memory, a third slower.")
     precision: str = _field(
         "auto", "auto (bf16 on CPUs and Ampere or newer, else fp16 with loss scaling), fp32, bf16, fp16."
@@ -84,6 +91,9 @@ class Recipe:
         "What is compared: FORMAT, FORMAT-ATTENTION or FORMAT-ATTENTION-COMPUTE; the first is the baseline.",
     )
     keep: tuple[str, ...] = _field((), "Layers that stay in 16 bits: blocks.21, first_last, globs.")
+    ablation: tuple[str, ...] = _field(
+        (), "Formats whose layers are ablated, block by block: nf4, int8; none if empty."
+    )
     budget_points: float = _field(1.0, "Points of top-1 that may be lost.")
     seed: int = _field(0, "Seed of splits, initialization, data order and augmentation.")
     train: TrainRecipe = field(default_factory=TrainRecipe)

@@ -1,4 +1,4 @@
-"""Fine-tuning: one loop for head, LoRA, QLoRA and full training, resumable at any moment.
+"""Fine-tuning: one loop for head, LoRA, QLoRA, full and quantized training, resumable at any moment.
 
 checkpoint = train("flowers102", "vit_base_patch16_224", out="runs/flowers", recipe=TrainRecipe(epochs=3))
 """

@@ -11,6 +11,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from petalite import models
-from petalite.checkpoint import Checkpoint, tensor_hash, write_checkpoint
+from petalite.checkpoint import Checkpoint, read_checkpoint, tensor_hash, write_checkpoint
 from petalite.console import say, track
 from petalite.data import Augment, ImageData, Preprocess, check_data, load_batches, open_data, train_batches
 from petalite.device import resolve_device
 from petalite.errors import PetaliteError
 from petalite.formats.plain import DTYPES
-from petalite.plan import Plan
 from petalite.recipe import TrainRecipe
 from petalite.training import distributed, methods, state
-from petalite.training.start import starting_point
+from petalite.training.distillation import Teacher
+from petalite.training.recovery import input_ranges
+from petalite.training.start import start_checkpoint
+from petalite.training.student import student_of
 
 
 def train(
@@ -44,35 +46,44 @@ def train(
     device: str = "auto",
     workers: int | None = None,
 ) -> Checkpoint:
-    """Fine-tune `model` on `data` and write the best epoch, merged to plain fp32, to `out/checkpoints/fp32`.
+    """Fine-tune `model` on `data` and write the best epoch to `out/checkpoints/FORMAT`.
 
+    A plain model ends merged to plain fp32. A quantized checkpoint (methods qlora and qat) keeps its plan; with it, the
+    start counts as an epoch, so that the result is never worse on the validation images than what was given.
     A resume point in `out/train/checkpoints/last.pt` is continued if it belongs to the same training. Under torchrun
     every process calls this, and the batch is spread over them.
     Raises PetaliteError for bad data, an unsupported model, divergence, and memory that does not suffice for one image.
     """
     recipe = recipe or TrainRecipe()
     images = data if isinstance(data, ImageData) else open_data(data, seed)
-    start = starting_point(
-        model, pretrained=pretrained, classes=images.classes, image_size=image_size, model_args=model_args, seed=seed
-    )
+    start = start_checkpoint(
+        model, recipe.method, pretrained=pretrained, classes=images.classes, image_size=image_size,
+        model_args=model_args, seed=seed,
+    )  # fmt: skip
     if recipe.method == "none":
-        return _write(Path(out), *start, images, recipe, None)
+        return _write(Path(out), start, images, {"training": "none"})
     chosen = resolve_device(device)
     world = distributed.join(chosen.type)
     if world.size > 1 and chosen.type == "cuda":
         chosen = torch.device("cuda", world.local_rank)
     loop = _Loop(images, start, Path(out), recipe, seed, chosen, world, workers)
-    best = loop.run()
-    checkpoint = _write(Path(out), start[0], best, images, recipe, loop.progress) if world.first else None
+    loop.run()
+    tensors, plan = loop.student.finished(loop.best)
+    if plan.activations:
+        spans = input_ranges(loop.model, images, loop.preprocess, plan.activations, workers)
+        plan = replace(plan, activations=spans)
+    trained = Checkpoint(Path(out) / "checkpoints" / plan.format, start.config, plan, tensors)
+    if world.first:
+        trained = _write(Path(out), trained, images, loop.notes())
     distributed.leave(world)
-    return checkpoint or Checkpoint(Path(out) / "checkpoints" / "fp32", start[0], _fp32_plan(start[0]), best)
+    return trained
 
 
 class _Loop:
     def __init__(
         self,
         images: ImageData,
-        start: tuple[models.Config, dict[str, Tensor]],
+        start: Checkpoint,
         out: Path,
         recipe: TrainRecipe,
         seed: int,
@@ -80,32 +91,31 @@ class _Loop:
         world: distributed.World,
         workers: int | None,
     ) -> None:
-        config, tensors = start
+        self.start = start
         self.images, self.out, self.recipe, self.seed = images, out, recipe, seed
         self.device, self.world, self.workers = device, world, workers
-        self.preprocess = Preprocess.from_config(config)
+        self.preprocess = Preprocess.from_config(start.config)
         self.augment = Augment(self.preprocess, recipe.augment, recipe.flip)
         torch.manual_seed(seed)
-        self.model = methods.prepare(config, tensors, recipe, device)
+        self.student = student_of(start, recipe, device)
+        self.model = self.student.model
+        self.teacher = Teacher(read_checkpoint(recipe.teacher), start, device) if recipe.teacher else None
         self.trained = methods.trainable(self.model)
         self.dtype = _precision(recipe.precision, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self.peak_lr = recipe.lr or methods.LEARNING_RATES[recipe.method]
-        matrices = [parameter for parameter in self.trained.values() if parameter.ndim >= 2]
-        others = [parameter for parameter in self.trained.values() if parameter.ndim < 2]
-        groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=self.peak_lr)
+        self.optimizer = torch.optim.AdamW(self.student.groups(), lr=self.peak_lr)
         self.whole_batch = recipe.batch_size * recipe.accumulate * world.size
         self.steps_an_epoch = math.ceil(len(images.splits["train"]) / self.whole_batch)
         self.steps = self.steps_an_epoch * recipe.epochs
         self.class_weights = _class_weights(images).to(device) if recipe.class_weights else None
-        self.inputs = _inputs(images, config, tensors, recipe, seed, world)
+        self.inputs = _inputs(images, start, self.teacher, recipe, seed, world)
         self.progress = state.Progress(micro_batch=recipe.batch_size)
         self.best: dict[str, Tensor] = {}
         self.saved = time.monotonic()
 
-    def run(self) -> dict[str, Tensor]:
-        """Train from the resume point to the end; the best epoch's plain float32 tensors."""
+    def run(self) -> None:
+        """Train from the resume point to the end; `best` holds the best epoch's parameters."""
         count = sum(parameter.numel() for parameter in self.trained.values())
         whole = sum(parameter.numel() for parameter in self.model.parameters())
         self._say(
@@ -113,9 +123,29 @@ class _Loop:
             f"{self.steps_an_epoch} steps, batch {self.whole_batch}, {str(self.dtype).removeprefix('torch.')} on {self.device}"
         )
         self._resume()
+        if self.student.start_counts and not self.best:
+            self._validate_start()
         while self.progress.epoch < self.recipe.epochs:
             self._epoch()
-        return methods.merged(self.model, self.best)
+
+    def notes(self) -> dict[str, Any]:
+        """What the model card says of the training."""
+        recipe, progress = self.recipe, self.progress
+        notes: dict[str, Any] = {"training": f"{recipe.method}, {recipe.epochs} epochs"}
+        if self.student.start_counts:
+            notes["recovered from"] = f"{self.start.path.name}, validation top-1 {progress.start_top1:.4f}"
+        if self.teacher:
+            notes["teacher"] = f"{self.teacher.checkpoint.path.name} ({self.teacher.checkpoint.plan.format})"
+        notes["validation top-1 (best epoch)"] = (
+            f"{progress.best_top1:.4f} of {len(self.images.splits['valid'])} images"
+        )
+        return notes
+
+    def _validate_start(self) -> None:
+        valid_loss, valid_top1 = self._validate()
+        self.progress.start_top1 = valid_top1
+        self._keep_if_best(valid_loss, valid_top1)
+        self._say(f"start: valid loss {valid_loss:.3f}, valid top-1 {100 * valid_top1:.2f} %")
 
     def _epoch(self) -> None:
         progress, recipe = self.progress, self.recipe
@@ -140,15 +170,19 @@ class _Loop:
             "seconds": round(progress.seconds, 1),
         }
         progress.rows.append(row)
-        if (valid_top1, -valid_loss) > (progress.best_top1, -progress.best_loss):
-            progress.best_top1, progress.best_loss = valid_top1, valid_loss
-            self.best = {name: parameter.detach().cpu().clone() for name, parameter in self.trained.items()}
+        self._keep_if_best(valid_loss, valid_top1)
         progress.epoch, progress.step, progress.loss_sum, progress.seconds = progress.epoch + 1, 0, 0.0, 0.0
         self._say(
             f"{label}: loss {row['train_loss']:.3f}, valid loss {valid_loss:.3f}, "
             f"valid top-1 {100 * valid_top1:.2f} %, {row['seconds']:.0f} s"
         )
         self._save()
+
+    def _keep_if_best(self, valid_loss: float, valid_top1: float) -> None:
+        progress = self.progress
+        if (valid_top1, -valid_loss) > (progress.best_top1, -progress.best_loss):
+            progress.best_top1, progress.best_loss = valid_top1, valid_loss
+            self.best = {name: parameter.detach().cpu().clone() for name, parameter in self.trained.items()}
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor, int]]:
         """(pixels, targets, images in the whole batch) for the steps of this epoch that are left, this process's share."""
@@ -175,7 +209,7 @@ class _Loop:
         """One optimizer step on this process's share of a whole batch of `count` images; the mean loss of the batch."""
         at = self.progress.epoch * self.steps_an_epoch + self.progress.step
         for group in self.optimizer.param_groups:
-            group["lr"] = self._lr(at)
+            group["lr"] = self._lr(at) * group["rate"]
         loss = self._accumulate(pixels, targets, count)
         distributed.sum_gradients(self.trained.values(), self.world)
         self.scaler.unscale_(self.optimizer)
@@ -183,6 +217,7 @@ class _Loop:
             nn.utils.clip_grad_norm_(self.trained.values(), self.recipe.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        self.student.settle()
         loss = float(distributed.total(torch.tensor(loss, device=self.device), self.world))
         if not math.isfinite(loss):
             raise PetaliteError(
@@ -219,26 +254,29 @@ class _Loop:
             )
 
     def _backward(self, pixels: Tensor, targets: Tensor, count: int) -> float:
-        loss = self._loss(pixels, targets, self.recipe.label_smoothing)[0] / count
+        pixels, targets = (part.to(self.device, non_blocking=True) for part in (pixels, targets))
+        logits = self._logits(pixels)
+        loss = self._labels_loss(logits, targets, self.recipe.label_smoothing)
+        if self.teacher:
+            loss = self.teacher.loss(pixels, logits, loss, self.dtype)
+        loss = loss / count
         self.scaler.scale(loss).backward()
         return float(loss.detach())
 
-    def _loss(self, pixels: Tensor, targets: Tensor, smoothing: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Summed loss, logits (n, classes) and targets on the device, for uint8 pixels (n, 3, H, W)."""
-        inputs = self.preprocess.normalize(pixels.to(self.device, non_blocking=True))
-        targets = targets.to(self.device, non_blocking=True)
+    def _logits(self, pixels: Tensor) -> Tensor:
+        """(n, classes) for uint8 pixels (n, 3, H, W) on the device."""
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            logits = self.model(inputs)
-        loss = F.cross_entropy(
-            logits.float(), targets, weight=self.class_weights, label_smoothing=smoothing, reduction="sum"
-        )
-        return loss, logits, targets
+            logits: Tensor = self.model(self.preprocess.normalize(pixels))
+        return logits.float()
+
+    def _labels_loss(self, logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+        """Summed cross-entropy."""
+        return F.cross_entropy(logits, targets, weight=self.class_weights, label_smoothing=smoothing, reduction="sum")
 
     @torch.no_grad()
     def _validate(self) -> tuple[float, float]:
         """Mean loss and top-1 on the validation split."""
-        self.model.eval()
-        methods.keep_4bit_layers_unpacked(self.model)
+        self.student.evaluate()
         samples = self.images.splits["valid"][self.world.rank :: self.world.size]
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)  # loss, right, seen
         for batch in load_batches(
@@ -246,8 +284,9 @@ class _Loop:
         ):
             if batch.errors:
                 raise PetaliteError(f"{batch.errors[0][1]}; remove it from the validation images")
-            targets = torch.tensor([samples[index].target for index in batch.indices.tolist()])
-            loss, logits, targets = self._loss(batch.pixels, targets, 0.0)
+            targets = torch.tensor([samples[index].target for index in batch.indices.tolist()], device=self.device)
+            logits = self._logits(batch.pixels.to(self.device, non_blocking=True))
+            loss = self._labels_loss(logits, targets, 0.0)
             sums += torch.stack(
                 [loss.double(), (logits.argmax(-1) == targets).sum().double(), sums.new_tensor(len(targets))]
             )
@@ -292,23 +331,10 @@ class _Loop:
             say(text)
 
 
-def _write(
-    out: Path,
-    config: models.Config,
-    tensors: Mapping[str, Tensor],
-    images: ImageData,
-    recipe: TrainRecipe,
-    progress: state.Progress | None,
-) -> Checkpoint:
-    notes = {"data": images.name, "training": f"{recipe.method}, {recipe.epochs} epochs" if progress else "none"}
-    if progress:
-        notes["validation top-1 (best epoch)"] = f"{progress.best_top1:.4f} of {len(images.splits['valid'])} images"
-    config = {**config, "class_folders": list(images.folders)}
-    return write_checkpoint(out / "checkpoints" / "fp32", config, tensors, _fp32_plan(config), notes)
-
-
-def _fp32_plan(config: models.Config) -> Plan:
-    return Plan("fp32", dict.fromkeys(models.layers(models.build(config)), "fp32"), "fp32")
+def _write(out: Path, trained: Checkpoint, images: ImageData, notes: Mapping[str, Any]) -> Checkpoint:
+    config = {**trained.config, "class_folders": list(images.folders)}
+    target = out / "checkpoints" / trained.plan.format
+    return write_checkpoint(target, config, trained.tensors, trained.plan, {"data": images.name, **notes})
 
 
 def _precision(name: str, device: torch.device) -> torch.dtype:
@@ -338,8 +364,8 @@ def _out_of_memory(error: Exception) -> bool:
 
 def _inputs(
     images: ImageData,
-    config: models.Config,
-    tensors: Mapping[str, Tensor],
+    start: Checkpoint,
+    teacher: Teacher | None,
     recipe: TrainRecipe,
     seed: int,
     world: distributed.World,
@@ -347,10 +373,15 @@ def _inputs(
     """A hash of all that decides the result, so that a resume point is never continued by another training."""
     described = {
         "data": check_data(images).fingerprint,
-        "recipe": {name: value for name, value in vars(recipe).items() if name != "save_minutes"},
-        "config": config,
+        "recipe": {name: value for name, value in vars(recipe).items() if name not in ("save_minutes", "teacher")},
+        "config": start.config,
         "seed": seed,
         "world": world.size,
-        "tensors": {name: tensor_hash(tensor) for name, tensor in tensors.items()},
+        "tensors": _hashes(start),
+        "teacher": _hashes(teacher.checkpoint) if teacher else {},
     }
     return hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _hashes(checkpoint: Checkpoint) -> dict[str, str]:
+    return {name: tensor_hash(tensor) for name, tensor in checkpoint.tensors.items()}

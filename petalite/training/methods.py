@@ -13,13 +13,46 @@ import torch
 from torch import Tensor, nn
 
 from petalite import models
+from petalite.checkpoint import Checkpoint
 from petalite.errors import PetaliteError
 from petalite.formats import get_format
 from petalite.formats.bitsandbytes_import import quiet_bitsandbytes
-from petalite.plan import is_head
+from petalite.plan import Plan, is_head
 from petalite.recipe import TrainRecipe
 
-LEARNING_RATES = {"lora": 2e-3, "qlora": 2e-3, "head": 5e-3, "full": 1e-4}
+LEARNING_RATES = {"lora": 2e-3, "qlora": 2e-3, "head": 5e-3, "full": 1e-4, "qat": 5e-4}
+
+
+class PlainStudent:
+    """A plain model that learns by `recipe.method`, and becomes plain float32 weights."""
+
+    start_counts = False
+
+    def __init__(self, start: Checkpoint, recipe: TrainRecipe, device: torch.device) -> None:
+        self.start, self.recipe = start, recipe
+        self.model = prepare(start.config, start.tensors, recipe, device)
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Matrices decay, other tensors do not."""
+        trained = trainable(self.model).values()
+        matrices = [parameter for parameter in trained if parameter.ndim >= 2]
+        others = [parameter for parameter in trained if parameter.ndim < 2]
+        return [
+            {"params": matrices, "rate": 1.0, "weight_decay": self.recipe.weight_decay},
+            {"params": others, "rate": 1.0, "weight_decay": 0.0},
+        ]
+
+    def settle(self) -> None:
+        """Nothing: every value is allowed."""
+
+    def evaluate(self) -> None:
+        """Ready for validation."""
+        self.model.eval()
+        keep_4bit_layers_unpacked(self.model)
+
+    def finished(self, best: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Plan]:
+        """The merged tensors."""
+        return merged(self.model, best), self.start.plan
 
 
 def prepare(

@@ -31,6 +31,7 @@ class Progress:
     step: int = 0
     loss_sum: float = 0.0
     seconds: float = 0.0
+    start_top1: float = -1.0
     best_top1: float = -1.0
     best_loss: float = float("inf")
     micro_batch: int = 0

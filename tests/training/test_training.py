@@ -235,7 +235,9 @@ def test_training_does_not_start_from_a_quantized_checkpoint(images: Path, start
     from petalite.quantization import quantize
 
     quantize(start, "int8", tmp_path / "int8")
-    with pytest.raises(PetaliteError, match=r"is quantized .int8.; training starts from a plain checkpoint"):
+    with pytest.raises(
+        PetaliteError, match=r"is quantized .int8.; use --method qlora or qat, or start from its plain parent"
+    ):
         learn(images, tmp_path / "int8", tmp_path / "out")
 
 
