@@ -124,15 +124,15 @@ def cache_dir() -> Path:
 def prepare_out(out: Path, *, resume: bool = False, force: bool = False) -> Path:
     """Check that the output folder may be written: missing, empty, or allowed by `resume` or `force`.
 
-    `force` empties the folder, but only one that Petalite made (it holds `run.json`, `results.json`, `config.json` or
-    `train`): anything else is refused rather than deleted. The folder itself is made by the first file written.
+    `force` empties the folder, but only one that Petalite made (it holds `run.json`, `results.json`, `config.json`,
+    `train` or `ablation`): anything else is refused rather than deleted. The folder itself is made by the first file written.
     """
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise PetaliteError(f"{out} is a file; --out needs a folder")
     if out.is_dir() and any(out.iterdir()):
         if force:
-            if not any((out / mark).exists() for mark in ("run.json", "results.json", "config.json", "train")):
+            if not any((out / mark).exists() for mark in ("run.json", "results.json", "config.json", "train", "ablation")):
                 raise PetaliteError(f"{out} does not look like an output of petalite; --force will not empty it")
             shutil.rmtree(out)
         elif not resume:

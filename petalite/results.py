@@ -2,6 +2,7 @@
 
 results = results_of(rows, environment=…, data=…, baseline="fp32", budget_points=1.0)
 write_csv(out / "results.csv", results)
+print(summary(results, out))
 """
 
 from __future__ import annotations
@@ -49,6 +50,23 @@ def write_csv(path: Path, results: Mapping[str, Any]) -> None:
         writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(flat)
+
+
+def summary(results: Mapping[str, Any], out: str | Path) -> str:
+    """A study's results as a small table, and where the report is."""
+    lines = [f"{'variant':14} {'top-1 %':>8} {'drop':>6} {'p50 ms':>8} {'img/s':>8} {'MB':>8}  attention, compute"]
+    for row in results["variants"]:
+        if row["status"] != "ok":
+            lines.append(f"{row['name']:14} {row['status']}: {row['reason']}")
+            continue
+        accuracy, latency, rate = row["accuracy"], row["latency"], row["throughput"]
+        lines.append(
+            f"{row['name']:14} {100 * accuracy['top1']:8.2f} {accuracy['drop_points'] or 0.0:6.2f} {latency['p50_ms']:8.2f} "
+            f"{rate['images_per_s']:8.1f} {row['memory']['disk_bytes'] / 1e6:8.2f}  {row['attention_ran']}, {row['compute']}"
+        )
+    for purpose, choice in results["recommendations"].items():
+        lines.append(f"{purpose}: {choice['variant']}")
+    return "\n".join([*lines, f"report: {Path(out) / 'report' / 'index.html'}"])
 
 
 def _variant(row: Mapping[str, Any]) -> dict[str, Any]:

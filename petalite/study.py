@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from petalite.ablation import ablate, check_formats
 from petalite.attention import BACKENDS
 from petalite.checkpoint import read_checkpoint
 from petalite.console import say, warn
@@ -62,7 +63,11 @@ def run(
     images = open_data(recipe.data, recipe.seed)
     if not images.splits["test"]:
         raise PetaliteError(f"{images.name} has no test images to compare variants on")
+    if recipe.train.method == "qat":
+        raise PetaliteError("a study starts from plain weights; recover a quantized checkpoint with `petalite train`")
     check_start(recipe.model, recipe.pretrained)
+    if recipe.ablation:
+        check_formats(recipe.ablation)
     folder = prepare_out(Path(out), resume=resume, force=force)
     return _Study(recipe, variants, images, folder, device, command).run()
 
@@ -82,23 +87,6 @@ def parse_variant(name: str) -> tuple[str, str, str]:
                 "a variant is FORMAT, FORMAT-ATTENTION or FORMAT-ATTENTION-COMPUTE, e.g. nf4-fa2"
             )
     return format, attention, compute
-
-
-def summary(results: Mapping[str, Any], out: str | Path) -> str:
-    """A study's results as a small table, and where the report is."""
-    lines = [f"{'variant':14} {'top-1 %':>8} {'drop':>6} {'p50 ms':>8} {'img/s':>8} {'MB':>8}  attention, compute"]
-    for row in results["variants"]:
-        if row["status"] != "ok":
-            lines.append(f"{row['name']:14} {row['status']}: {row['reason']}")
-            continue
-        accuracy, latency, rate = row["accuracy"], row["latency"], row["throughput"]
-        lines.append(
-            f"{row['name']:14} {100 * accuracy['top1']:8.2f} {accuracy['drop_points'] or 0.0:6.2f} {latency['p50_ms']:8.2f} "
-            f"{rate['images_per_s']:8.1f} {row['memory']['disk_bytes'] / 1e6:8.2f}  {row['attention_ran']}, {row['compute']}"
-        )
-    for purpose, choice in results["recommendations"].items():
-        lines.append(f"{purpose}: {choice['variant']}")
-    return "\n".join([*lines, f"report: {Path(out) / 'report' / 'index.html'}"])
 
 
 @dataclass
@@ -139,12 +127,15 @@ class _Study:
         self._formats()
         outcomes = self._evaluate()
         results = self._results(outcomes, self._benchmark(outcomes))
-        self._report(results)
+        ablation_failed = self._ablation()
+        self._report(results, ablation_failed)
         bad = [row for row in results["variants"] if row["status"] == "failed"]
         if bad:
             raise Incomplete(
                 f"{len(bad)} of {len(self.variants)} variants failed: {bad[0]['name']}: {bad[0]['reason']}"
             )
+        if ablation_failed:
+            raise Incomplete(f"the ablation failed: {ablation_failed}")
         return results
 
     def _check_data(self) -> None:
@@ -313,9 +304,39 @@ class _Study:
         write_csv(self.out / "results.csv", results)
         return results
 
-    def _report(self, results: Mapping[str, Any]) -> None:
+    def _ablation(self) -> str:
+        """The layer ablation, where the recipe asks for one; why it failed, or nothing. The rest is reported either way."""
+        files = [self.out / "ablation_results.csv", self.out / "ablation.json"]
+        if not self.recipe.ablation:
+            if self.steps.pop("ablation", None):  # an earlier recipe's
+                for path in files:
+                    path.unlink(missing_ok=True)
+            return ""
+        parent, threads = self._checkpoint("fp32"), self.recipe.measure.threads or None
+        inputs = _digest(
+            sha256(parent / "model.safetensors"), self.report.fingerprint, self.recipe.ablation, self.device, threads,
+            torch.__version__,
+        )  # fmt: skip
+
+        def work() -> None:
+            options: dict[str, Any] = {"device": self.device, "threads": threads, "out": self.out, "resume": True}
+            say(ablate(parent, self.images, self.recipe.ablation, **options)["sentence"])
+
+        try:
+            self._step("ablation", inputs, files, work)
+        except (PetaliteError, RuntimeError) as error:  # running out of memory is the latter
+            for path in files:
+                path.unlink(missing_ok=True)
+            reason = str(error).strip().partition("\n")[0]
+            warn(f"the ablation failed: {reason}")
+            return reason
+        return ""
+
+    def _report(self, results: Mapping[str, Any], ablation_failed: str) -> None:
         page = self.out / "report" / "index.html"
-        inputs = _digest(results, self.record["data"], self.record["command"])
+        ablation = self.out / "ablation.json"
+        found = sha256(ablation) if ablation.is_file() else ablation_failed
+        inputs = _digest(results, self.record["data"], self.record["command"], found)
         self._step("report", inputs, [page], lambda: say(f"report: {write_report(self.out)}"))
 
     def _step(self, name: str, inputs: str, outputs: Sequence[Path], work: Callable[[], None]) -> None:

@@ -20,7 +20,7 @@ def test_every_export_is_there_and_documented(name: str) -> None:
 def test_the_verbs_of_the_contract_are_functions_whatever_was_imported_before() -> None:
     code = (
         "import petalite.study, petalite.cli, petalite.training, petalite\n"
-        "for name in 'load train quantize evaluate benchmark run predict verify'.split():\n"
+        "for name in 'load train quantize evaluate benchmark ablate run predict verify'.split():\n"
         "    assert type(getattr(petalite, name)).__name__ == 'function', name"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

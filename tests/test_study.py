@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from petalite import study
-from petalite.errors import PetaliteError
+from petalite.errors import Incomplete, PetaliteError
 from petalite.files import read_json
 from petalite.recipe import MeasureRecipe, Recipe, TrainRecipe
 from petalite.study import parse_variant, run
@@ -122,6 +122,38 @@ def test_a_changed_recipe_repeats_only_what_it_touches(done: Path, monkeypatch: 
     results = run(changed, done / "out", resume=True, device="cpu")
     assert quantized == ["bf16"]
     assert [row["name"] for row in results["variants"]] == ["fp32", "nf4-fa2", "bf16"]
+
+
+def test_an_ablation_is_a_step_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = recipe_for(tmp_path, variants=("fp32",))
+    asked = recipe_for(tmp_path, variants=("fp32",), ablation=("int8",))
+    out = tmp_path / "out"
+    results = run(asked, out, device="cpu")
+    rows = (out / "ablation_results.csv").read_text().splitlines()
+    assert [row.split(",")[1] for row in rows[1:]] == ["none", "first_last", "blocks.0", "blocks.1"]
+    assert read_json(out / "ablation.json")["parent"]["top1"] == results["variants"][0]["accuracy"]["top1"]
+    assert 'id="ablation"' in (out / "report" / "index.html").read_text()
+    assert read_json(out / "run.json")["steps"]["ablation"]["status"] == "done"
+    with monkeypatch.context() as patched:
+        patched.setattr(study, "ablate", lambda *_, **__: pytest.fail("ablated again"))
+        run(asked, out, resume=True, device="cpu")
+        run(plain, out, resume=True, device="cpu")
+    assert not (out / "ablation_results.csv").exists()
+    assert 'id="ablation"' not in (out / "report" / "index.html").read_text()
+
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError("out of memory\nat length")
+
+    monkeypatch.setattr(study, "ablate", fails)
+    with pytest.raises(Incomplete, match=r"the ablation failed: out of memory$"):
+        run(asked, out, resume=True, device="cpu")
+    assert "The step “ablation” failed: out of memory" in (out / "report" / "index.html").read_text()
+
+
+def test_a_format_that_cannot_be_ablated_is_refused_first(tmp_path: Path) -> None:
+    with pytest.raises(PetaliteError, match="nothing to ablate; name nf4"):
+        run(recipe_for(tmp_path, ablation=("bf16",)), tmp_path / "out", device="cpu")
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_unreadable_image_is_left_out_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,6 +22,8 @@ _ORDER = [
     "evaluate",
     "bench",
     "profile",
+    "ablate",
+    "search",
     "predict",
     "report",
     "verify",

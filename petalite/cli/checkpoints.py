@@ -23,28 +23,65 @@ def quantize(
         str | None, typer.Option(help=describe("keep") + " Separated by commas.", show_default=False)
     ] = None,
     include_head: Annotated[bool, typer.Option("--include-head", help="Quantize the classifier too.")] = False,
+    edges: Annotated[
+        str | None,
+        typer.Option(help="Format of the patch and position embeddings and the head, e.g. int8-channel.", show_default=False),
+    ] = None,
+    merge: Annotated[
+        str | None,
+        typer.Option(help="Tokens merged away in each block: a number, or one for each block.", show_default=False),
+    ] = None,
+    plan: Annotated[
+        Path | None, typer.Option(help="A plan.json that says which layer has which format.", show_default=False)
+    ] = None,
+    calibrate: Annotated[
+        str, typer.Option(help="nearest, clip, gptq or reconstruct: how weights are rounded; the last three need --data.")
+    ] = "nearest",
+    data: Annotated[
+        str | None, typer.Option("--data", help="Images to calibrate on, unlabelled.", show_default=False)
+    ] = None,
+    images: Annotated[int, typer.Option(help="How many of them.")] = 256,
+    device: o.Device = "auto",
+    seed: o.Seed = None,
     force: o.Force = False,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
     """Store a checkpoint in fewer bits.
 
-    Example: petalite quantize runs/demo/checkpoints/fp32 --format nf4 --keep first_last --out runs/nf4
+    Example: petalite quantize runs/demo/checkpoints/fp32 --format int4 --calibrate gptq --data digits --out runs/int4
     """
     from petalite.checkpoint import read_checkpoint
-    from petalite.files import prepare_out
+    from petalite.files import prepare_out, read_json
     from petalite.formats import get_format
+    from petalite.merging import parse_merge
+    from petalite.plan import Plan, block_count
+    from petalite.quantization import apply_calibrated, apply_plan
     from petalite.quantization import quantize as quantize_checkpoint
 
     get_format(format)
     parent = read_checkpoint(checkpoint)
+    merged = parse_merge(merge, block_count(parent.plan.layers)) if merge else ()
+    if plan is not None and (keep or include_head or edges or merged):
+        raise PetaliteError("a plan says it all; --keep, --include-head, --edges and --merge do not go with --plan")
+    chosen = None if plan is None else Plan.from_dict(read_json(plan))
     prepare_out(out, force=force)
-    written = quantize_checkpoint(parent, format, out, keep=o.listed(keep) or (), include_head=include_head)
+    if chosen is None:
+        written = quantize_checkpoint(
+            parent, format, out, keep=o.listed(keep) or (), include_head=include_head, edges=edges, merge=merged,
+            calibration=calibrate, data=data, images=images, device=device, seed=seed or 0,
+        )  # fmt: skip
+    elif calibrate == "nearest" and data is None:
+        written = apply_plan(parent, chosen, out)
+    else:
+        written = apply_calibrated(parent, chosen, out, calibrate, data, images=images, device=device, seed=seed or 0)
     facts = {
         "checkpoint": str(out),
         "format": written.plan.format,
         "kept": list(written.plan.kept),
+        "merged_tokens": sum(written.plan.merge),
         "disk_bytes": written.disk_bytes,
+        "ratio": parent.disk_bytes / written.disk_bytes,
     }
     result(facts, as_json, str(out))
 

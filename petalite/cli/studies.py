@@ -61,6 +61,9 @@ def run(
     keep: Annotated[
         str | None, typer.Option(help=describe("keep") + " Separated by commas.", show_default=False)
     ] = None,
+    ablation: Annotated[
+        str | None, typer.Option(help=describe("ablation") + " Separated by commas.", show_default=False)
+    ] = None,
     budget: Annotated[float | None, o.option("budget_points", "--budget")] = None,
     threads: o.Threads = None,
     resume: o.Resume = False,
@@ -85,6 +88,7 @@ def run(
             "image_size": image_size,
             "variants": o.listed(variants),
             "keep": o.listed(keep),
+            "ablation": o.listed(ablation),
             "budget_points": budget,
             "seed": seed,
             "measure.threads": threads,
@@ -98,7 +102,7 @@ def run(
 @app.command()
 def train(
     data: o.DataPath,
-    out: Annotated[Path, typer.Option(help="Folder for train/ and checkpoints/fp32.")],
+    out: Annotated[Path, typer.Option(help="Folder for train/ and checkpoints/FORMAT.")],
     model: Annotated[str, typer.Option(help=describe("model"), show_default=False)],
     pretrained: o.Pretrained = None,
     image_size: o.ImageSize = None,
@@ -112,6 +116,7 @@ def train(
     rank: o.Rank = None,
     alpha: o.Alpha = None,
     class_weights: o.ClassWeights = None,
+    teacher: Annotated[str | None, o.option("train.teacher", "--teacher")] = None,
     checkpointing: o.Checkpointing = None,
     precision: o.Precision = None,
     save_minutes: o.SaveMinutes = None,
@@ -122,9 +127,11 @@ def train(
     as_json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Fine-tune a model on images: the best epoch, merged to plain fp32. Several GPUs: torchrun -m petalite train …
+    """Fine-tune a model on images: the best epoch, merged to plain fp32; or get back what quantization cost (--method qat,
+    or qlora on a quantized checkpoint): the best epoch, in the same format. Several GPUs: torchrun -m petalite train …
 
     Example: petalite train --data flowers102 --model vit_base_patch16_224 --method lora --out runs/flowers
+    Example: petalite train --data flowers102 --model runs/int3 --method qat --teacher runs/flowers/checkpoints/fp32 --out runs/back
     """
     from petalite.data import open_data
     from petalite.files import disk_bytes, prepare_out
@@ -135,12 +142,13 @@ def train(
         {
             "data": data,
             "seed": seed,
+            "train.teacher": teacher,
             **o.training(method, epochs, batch_size, accumulate, lr, augment, flip, rank, alpha, class_weights,
                         checkpointing, precision, save_minutes),
         }
     )  # fmt: skip
     images = open_data(data, recipe.seed)
-    check_start(model, pretrained != o.YesNo.no)
+    check_start(model, pretrained != o.YesNo.no, recipe.train.method, recipe.train.teacher)
     if os.environ.get("RANK", "0") == "0":
         prepare_out(out, resume=resume, force=force)
     checkpoint = train_model(
@@ -172,8 +180,8 @@ def report(
 
 
 def study_of(recipe: Recipe, out: Path, resume: bool, force: bool, device: str, as_json: bool) -> None:
+    from petalite.results import summary
     from petalite.study import run as run_study
-    from petalite.study import summary
 
     results = run_study(recipe, out, resume=resume, force=force, device=device, command=_command())
     result(results, as_json, summary(results, out))

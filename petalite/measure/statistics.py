@@ -52,6 +52,24 @@ def paired_difference(lost: int, gained: int, n: int) -> tuple[float, float, flo
     return difference, float(low), float(high)
 
 
+def paired_bound(lost: int, gained: int, n: int, confidence: float = 0.95) -> float:
+    """The largest difference that these counts leave possible, with one-sided `confidence`, as a fraction.
+
+    The upper end of Tango's interval, as in `paired_difference`. With no image lost or gained it is about 2.7/n at 95 %:
+    819 images cannot show that less than 0.33 points are lost.
+    """
+    if not 0.5 <= confidence < 1:
+        raise PetaliteError(f"a confidence must be at least 0.5 and below 1, got {confidence}")
+    from scipy.optimize import brentq
+    from scipy.stats import norm
+
+    difference = paired_difference(lost, gained, n)[0]
+    quantile = float(norm.ppf(confidence))
+    if lost == n or quantile == 0:
+        return difference
+    return float(brentq(lambda delta: _tango(lost, gained, n, delta) + quantile, difference, 1.0))
+
+
 def _tango(lost: int, gained: int, n: int, delta: float) -> float:
     """Tango's score statistic for a true difference `delta`: standard normal, falling in `delta`."""
     error = lost - gained - n * delta

@@ -21,13 +21,14 @@ def write_report(out: Path) -> Path:
 
     Returns the page's path. Raises PetaliteError when `out` holds no results.json or one that lists no variants.
     """
-    from petalite.report.figures import draw_figures
+    from petalite.report.figures import draw_ablation, draw_figures
     from petalite.report.inputs import read_study
     from petalite.report.page import render
 
     study = read_study(Path(out))
     folder = study.out / "report"
     pictures, missing = draw_figures(study, folder / "figures")
+    ablation = draw_ablation(study.ablation, folder / "figures") if study.ablation else []
     page = folder / "index.html"
-    write_text(page, render(study, pictures, missing))
+    write_text(page, render(study, pictures, missing, ablation))
     return page

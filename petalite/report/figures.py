@@ -10,12 +10,16 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from petalite.files import atomic
 from petalite.report.charts import CHARTS, Chart
+from petalite.report.charts.ablation import ablation_charts
 from petalite.report.charts.base import WIDTH
+from petalite.report.charts.search import search_charts
 from petalite.report.inputs import Study
 from petalite.report.palette import DARK, LIGHT, Theme, rc
 
@@ -45,11 +49,25 @@ def draw_figures(study: Study, folder: Path) -> tuple[list[Picture], list[str]]:
         if chart is None:
             missing.append(absent)
             continue
-        light, dark = folder / f"{chart.name}.png", folder / f"{chart.name}-dark.png"
-        size = _draw(chart, LIGHT, light)
-        _draw(chart, DARK, dark)
-        pictures.append(Picture(chart.name, chart.title, chart.alt, chart.caption, light, dark, size))
+        pictures.append(_picture(chart, folder))
     return pictures, missing
+
+
+def draw_ablation(document: Mapping[str, Any], folder: Path) -> list[Picture]:
+    """Draw the charts of what `ablate` found (the contents of ablation.json) into `folder`."""
+    return [_picture(chart, folder) for chart in ablation_charts(document)]
+
+
+def draw_search(document: Mapping[str, Any], folder: Path) -> list[Picture]:
+    """Draw the charts of what `search` found (the contents of search.json) into `folder`."""
+    return [_picture(chart, folder) for chart in search_charts(document)]
+
+
+def _picture(chart: Chart, folder: Path) -> Picture:
+    light, dark = folder / f"{chart.name}.png", folder / f"{chart.name}-dark.png"
+    size = _draw(chart, LIGHT, light)
+    _draw(chart, DARK, dark)
+    return Picture(chart.name, chart.title, chart.alt, chart.caption, light, dark, size)
 
 
 def _draw(chart: Chart, theme: Theme, path: Path) -> tuple[int, int]:

@@ -67,6 +67,7 @@ class Study:
     metrics: tuple[dict[str, float], ...]
     samples: dict[str, dict[int, tuple[float, ...]]]
     rounds: dict[str, int]
+    ablation: dict[str, Any]  # ablation.json, empty where nothing was ablated
 
     @property
     def ran(self) -> list[Variant]:
@@ -114,7 +115,15 @@ def read_study(out: Path) -> Study:
         metrics=_metrics(out / "train" / "metrics.csv"),
         samples={name: _samples(raw) for name, raw in measured.items()},
         rounds={name: count for name, raw in measured.items() if (count := _rounds(raw.get("rounds")))},
+        ablation=_ablation(out / "ablation.json"),
     )
+
+
+def _ablation(path: Path) -> dict[str, Any]:
+    found = _object(path)
+    if found and not (found.get("schema") == 1 and isinstance(found.get("formats"), list) and found["formats"]):
+        raise PetaliteError(f"{path} does not hold an ablation; run it again or remove the file")
+    return found
 
 
 def _object(path: Path) -> dict[str, Any]:

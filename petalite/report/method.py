@@ -85,7 +85,10 @@ def files(study: Study) -> list[tuple[str, list[tuple[str, str]]]]:
     """(what it is, [(name, address relative to the page)]) for the files of the study that are there."""
     names = [variant.name for variant in study.variants]
     groups = (
-        ("Results", ["results.csv", "results.json", "ablation_results.csv", "run.json", "train/metrics.csv"]),
+        (
+            "Results",
+            ["results.csv", "results.json", "ablation_results.csv", "ablation.json", "run.json", "train/metrics.csv"],
+        ),
         ("Predictions", [f"predictions/{name}.csv" for name in names]),
         ("Raw latencies", [f"measure/{name}.json" for name in names]),
     )

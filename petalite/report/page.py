@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,8 +50,11 @@ class Shown:
     second: Prediction | None = None
 
 
-def render(study: Study, pictures: list[Picture], missing: list[str]) -> str:
-    """The page's HTML, with the pictures inside it; `missing` says in words which figures there are not."""
+def render(study: Study, pictures: list[Picture], missing: list[str], ablation: Sequence[Picture] = ()) -> str:
+    """The page's HTML, with the pictures inside it; `missing` says in words which figures there are not.
+
+    ablation: the pictures of the layer ablation, which has a section of its own where there was one.
+    """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -84,6 +88,8 @@ def render(study: Study, pictures: list[Picture], missing: list[str]) -> str:
         remarks=remarks(study),
         pictures=pictures,
         missing=missing,
+        ablation=list(ablation),
+        ablation_findings=text(study.ablation.get("sentence")).splitlines(),
         differ=found,
         differ_shown=_differ_shown(study, found),
         sampled=sampled,
