@@ -14,6 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from petalite.ablation import ablate
     from petalite.attention import BACKENDS
     from petalite.checkpoint import Checkpoint, read_checkpoint
     from petalite.data import ImageData, check_data, open_data
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from petalite.prediction import predict
     from petalite.quantization import quantize
     from petalite.recipe import Recipe
+    from petalite.budget import search
     from petalite.study import run
     from petalite.training import train
     from petalite.verification import verify
@@ -44,6 +46,7 @@ _HOMES = {
     "Prediction": "engine",
     "Recipe": "recipe",
     "Variant": "measure.bench",
+    "ablate": "ablation",
     "benchmark": "measure.bench",
     "check_data": "data",
     "evaluate": "evaluation",
@@ -53,6 +56,7 @@ _HOMES = {
     "quantize": "quantization",
     "read_checkpoint": "checkpoint",
     "run": "study",
+    "search": "budget",
     "train": "training",
     "verify": "verification",
 }
@@ -69,6 +73,7 @@ __all__ = [
     "Prediction",
     "Recipe",
     "Variant",
+    "ablate",
     "benchmark",
     "check_data",
     "evaluate",
@@ -78,6 +83,7 @@ __all__ = [
     "quantize",
     "read_checkpoint",
     "run",
+    "search",
     "train",
     "verify",
 ]
