@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from petalite.ablation import ablate
     from petalite.attention import BACKENDS
+    from petalite.budget import search
     from petalite.checkpoint import Checkpoint, read_checkpoint
     from petalite.data import ImageData, check_data, open_data
     from petalite.engine import Classifier, Prediction, load
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from petalite.prediction import predict
     from petalite.quantization import quantize
     from petalite.recipe import Recipe
-    from petalite.budget import search
     from petalite.study import run
     from petalite.training import train
     from petalite.verification import verify

@@ -132,7 +132,9 @@ def prepare_out(out: Path, *, resume: bool = False, force: bool = False) -> Path
         raise PetaliteError(f"{out} is a file; --out needs a folder")
     if out.is_dir() and any(out.iterdir()):
         if force:
-            if not any((out / mark).exists() for mark in ("run.json", "results.json", "config.json", "train", "ablation")):
+            if not any(
+                (out / mark).exists() for mark in ("run.json", "results.json", "config.json", "train", "ablation")
+            ):
                 raise PetaliteError(f"{out} does not look like an output of petalite; --force will not empty it")
             shutil.rmtree(out)
         elif not resume:

@@ -69,9 +69,7 @@ def quantize(
     plan = replace(plan, merge=tuple(merge))
     if calibration == "nearest" and data is None:
         return apply_plan(parent, plan, out, notes=notes)
-    return apply_calibrated(
-        parent, plan, out, calibration, data, images=images, device=device, seed=seed, notes=notes
-    )
+    return apply_calibrated(parent, plan, out, calibration, data, images=images, device=device, seed=seed, notes=notes)
 
 
 def apply_calibrated(

@@ -239,7 +239,7 @@ def _precision_problems(checkpoint: Checkpoint, model: nn.Module) -> Iterator[st
     yield from (f"plan.json does not say how {name} is stored" for name in known if name not in plan.layers)
     for name in model.state_dict():
         layer, _, kind = name.rpartition(".")
-        stated = plan.layers.get(layer, plan.rest) if kind == "weight" else plan.rest
+        stated = plan.layers.get(layer if kind == "weight" else name, plan.rest)
         if stated in DTYPES and checkpoint.tensors[name].dtype != DTYPES[stated]:
             yield f"{name} is stored as {_dtype_name(checkpoint.tensors[name])}, plan.json says {stated}"
 

@@ -46,4 +46,6 @@ def test_it_starts_as_what_was_packed_and_packs_what_it_multiplies_with(name: st
     assert losses[-1] < losses[0]
     assert not torch.equal(format.unpack(layer.packed()), format.unpack(before))
     torch.testing.assert_close(format.unpack(layer.packed()), layer.weight.detach(), rtol=1e-5, atol=1e-6)
-    assert {key: tensor.shape for key, tensor in layer.packed().items()} == {key: tensor.shape for key, tensor in before.items()}
+    assert {key: tensor.shape for key, tensor in layer.packed().items()} == {
+        key: tensor.shape for key, tensor in before.items()
+    }

@@ -2,16 +2,18 @@
 
     rows = compared(settings, outcomes, parent_predictions, targets)
 
-Every number is of the same images. `top1_delta` is in percentage points against the parent, negative when worse;
-`kl_divergence` is the mean over the images of KL(parent ‖ setting) of the class probabilities, in nats. A `gain` holds a
-setting against the one it differs from by a single choice: kept blocks and layers against `none`, blocks quantized alone
+`kept` is `none`, `first_last` or `blocks.N`; where they were asked for also a layer's name, kept alone, and
+`all_but:blocks.N`, the only block that is quantized. `top1_delta` is in percentage points against the parent, negative
+when worse; `kl_divergence` is the mean over the images of KL(parent ‖ setting) of the class probabilities, in nats.
+
+A `gain` holds a setting against the one that it departs from: what is kept against `none`, a block quantized alone
 against `all`; positive is better. p values come as they are and corrected by Holm's method within a kind of setting.
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,6 +93,12 @@ def write_csv(path: Path, formats: Sequence[Mapping[str, Any]]) -> None:
 def real(gain: Mapping[str, Any], measure: str) -> bool:
     """Whether a gain of `top1` or `kl` is more than chance, its kind's other comparisons considered."""
     return bool(gain[f"{measure}_p_holm"] < LEVEL)
+
+
+def best_block(rows: Iterable[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The single kept block that gains the most top-1; of equals, the one that removes the most KL."""
+    kept = (row for row in rows if row["kind"] == "block")
+    return max(kept, key=lambda row: (row["gain"]["top1"], row["gain"]["kl"]))
 
 
 def _gains(

@@ -1,8 +1,8 @@
 """What an ablation tries: which layers stay in 16 bits in each setting, and how many block passes that takes.
 
-    settings = settings_of(layers, patterns=("blocks.3",), reverse=True)
-    [setting.kept for setting in settings]     # none, first_last, blocks.0, …, all, all_but:blocks.0, …
-    passes(settings), from_scratch(settings)   # 91, 168
+    settings = settings_of(layers)
+    [setting.kept for setting in settings]     # none, first_last, blocks.0, …, blocks.11, all
+    passes(settings), from_scratch(settings)   # 102, 180
 
 A setting says for each block which of its layers are kept. Two settings that say the same up to a block share what
 that block is given, so the settings form a tree, and its nodes are the block passes that have to be computed.

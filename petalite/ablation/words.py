@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from petalite.ablation.compare import LEVEL, real
+from petalite.ablation.compare import LEVEL, best_block, real
 
 Row = Mapping[str, Any]
 #: So many blocks or layers are named, the others are counted.
@@ -61,7 +61,7 @@ def cost(found: Mapping[str, Any]) -> str:
 
 
 def _blocks(rows: Sequence[Row], kl: float) -> str:
-    best = max(rows, key=lambda row: row["gain"]["top1"])
+    best = best_block(rows)
     gain = best["gain"]
     most = f"Keeping one block gains at most {_points(gain['top1'], gain['top1_ci95'])} ({best['kept']})"
     if gain["top1"] <= 0:

@@ -45,7 +45,9 @@ def layer_times(
     return found
 
 
-def interleaved(runs: Mapping[str, Callable[[], object]], device: torch.device, rounds: int = _ROUNDS) -> dict[str, float]:
+def interleaved(
+    runs: Mapping[str, Callable[[], object]], device: torch.device, rounds: int = _ROUNDS
+) -> dict[str, float]:
     """Median milliseconds of each function over rounds in which all take turns."""
     samples: dict[str, list[float]] = {name: [] for name in runs}
     with torch.inference_mode():

@@ -13,6 +13,9 @@ import torch
 from torch import Tensor
 
 from petalite import models
+from petalite.budget.costs import interleaved, layer_times, packed_bytes
+from petalite.budget.problem import Merge, Problem
+from petalite.budget.sensitivity import divergence, sensitivities
 from petalite.checkpoint import Checkpoint
 from petalite.console import say, track
 from petalite.device import resolve_compute
@@ -20,9 +23,6 @@ from petalite.engine import load
 from petalite.formats import get_format
 from petalite.merging import merged_counts
 from petalite.plan import POSITIONS, block_count, in_block
-from petalite.budget.costs import interleaved, layer_times, packed_bytes
-from petalite.budget.problem import Merge, Problem
-from petalite.budget.sensitivity import divergence, sensitivities
 
 #: Shares of an image's patches that the blocks together may merge away.
 MERGED_SHARES = (0.15, 0.3, 0.45, 0.6, 0.75)

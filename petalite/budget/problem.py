@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from petalite.plan import MIXED, Plan, block_count
 from petalite.budget.choose import Table, choose, total
+from petalite.plan import MIXED, Plan, block_count
 
 OBJECTIVES = ("size", "latency", "throughput")
 #: Bytes break ties between formats that are equally fast: a thousandth of the time for the whole size.

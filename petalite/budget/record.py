@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from petalite.checkpoint import Checkpoint
-from petalite.files import atomic, read_json, write_json
 from petalite.budget.certificate import Certificate
 from petalite.budget.problem import Merge, Problem, Proposal
+from petalite.checkpoint import Checkpoint
+from petalite.files import atomic, read_json, write_json
 
 COLUMNS = (
     "name", "accepted", "disk_bytes", "ratio", "estimated_ms", "estimated_damage", "kl_divergence", "top1", "drop_points",
@@ -110,12 +111,16 @@ def read_estimates(out: Path, inputs: list[Any]) -> Problem | None:
     saved = read_json(out / "estimates.json")
     if saved.get("inputs") != _plain(inputs):
         return None
-    values = saved["problem"]
+    return problem_of(saved["problem"])
+
+
+def problem_of(values: Mapping[str, Any]) -> Problem:
+    """The tables as estimates.json holds them."""
     merges = tuple(
         Merge(tuple(merge["counts"]), merge["damage"], merge["base_ms"], tuple(merge["shares"]))
-        for merge in values.pop("merges")
+        for merge in values["merges"]
     )
-    return Problem(**values, merges=merges)
+    return Problem(**{**values, "merges": merges})
 
 
 def _plain(inputs: list[Any]) -> list[Any]:

@@ -19,34 +19,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from petalite.calibration import calibrate, calibration_pixels
-from petalite.calibration.images import FEWEST
-from petalite.checkpoint import Checkpoint, read_checkpoint
-from petalite.console import say
-from petalite.data import ImageData, Preprocess, open_data
-from petalite.device import resolve_device
-from petalite.engine import load
-from petalite.errors import Incomplete, PetaliteError, did_you_mean
-from petalite.evaluation import check_classes, logits_of
-from petalite.files import prepare_out
-from petalite.formats import get_format
-from petalite.measure.accuracy import score
-from petalite.quantization import apply_plan
 from petalite.budget.certificate import CONFIDENCE, certify
 from petalite.budget.estimates import estimate
 from petalite.budget.problem import OBJECTIVES, Problem, Proposal
 from petalite.budget.race import race
 from petalite.budget.record import Try, read_estimates, save_estimates, write_record
 from petalite.budget.sensitivity import context_damages, divergence
+from petalite.calibration import calibrate, calibration_pixels
+from petalite.calibration.images import FEWEST
+from petalite.checkpoint import WEIGHTS, Checkpoint, read_checkpoint
+from petalite.console import say
+from petalite.data import ImageData, Preprocess, open_data
+from petalite.device import resolve_device
+from petalite.engine import load
+from petalite.errors import Incomplete, PetaliteError, did_you_mean
+from petalite.evaluation import check_classes, logits_of
+from petalite.files import prepare_out, sha256
+from petalite.formats import get_format
+from petalite.measure.accuracy import score
+from petalite.quantization import apply_plan
 
 #: The formats that are tried where none are named: for size, everything that is small; for speed, one of each kind.
 FORMATS = {
-    "size": ("int8-channel", "int4", "int4-g128-sym", "int3-g32", "int3", "int3-g128-sym", "int2-g32", "int2"),
+    "size": ("int8-channel", "int4", "int4-g128-sym", "int3", "int3-g128-sym", "int2-g32", "int2"),
     "latency": ("fp32", "int8", "nf4", "int8-channel", "int4"),
     "throughput": ("fp32", "int8", "nf4", "int8-channel", "int4"),
 }
 #: Bounds on the damage, in nats, that bisection looks between; where one point of top-1 is usually lost; when to stop.
-_LEAST, _USUAL, _CLOSE = 1e-4, 0.05, 0.05
+_LEAST, _USUAL, _CLOSE = 1e-4, 0.01, 0.05
 IMAGES = 256
 TRIES = 8
 
@@ -96,7 +96,10 @@ def search(
     pixels = calibration_pixels(samples, Preprocess.from_config(parent.config), images, seed, workers)
     hunt = _Search(parent, samples, pixels, folder, chosen_device, calibration, max_drop, workers, seed)
     names = tuple(formats) or FORMATS[objective]
-    inputs = [parent.path.name, names, objective, merge, images, seed, str(chosen_device)]
+    # bytes and divergences are the same on every device; times are not
+    place = "any" if objective == "size" else str(chosen_device)
+    origin = sha256(parent.path / WEIGHTS)
+    inputs = [origin, names, objective, merge, images, seed, place]
     problem = read_estimates(folder, inputs)
     if problem is None:
         problem = estimate(parent, pixels, names, objective=objective, merge=merge, device=chosen_device)

@@ -12,8 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_SAMPLE = 65_536  # values kept of each batch
-_RATIOS = 40
+_SAMPLE = 8_192  # values kept of each batch
+_RATIOS = 25
 _LEVELS = 255
 
 

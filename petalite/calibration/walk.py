@@ -255,9 +255,7 @@ def input_moments(
     span = InputRange()
     moments = torch.zeros((), device=device)
     for some in tokens.split(_CHUNK):
-        with _inputs_of(linear) as seen:
-            block(some.to(device))
-        x = seen[0]
+        x = _input_of(block, linear, some.to(device))
         if not torch.isfinite(x).all():
             raise PetaliteError(
                 "the calibration images give activations that are NaN or infinite; check the checkpoint"
@@ -267,12 +265,32 @@ def input_moments(
     return span, moments
 
 
+class _Seen(Exception):
+    """Raised by a hook to end a pass as soon as the layer's input is known."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+
+
 @contextmanager
-def _inputs_of(module: nn.Module) -> Iterator[list[Tensor]]:
-    """Collect what `module` is given as matrices (rows, in)."""
-    seen: list[Tensor] = []
-    handle = module.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].flatten(0, -2).float()))
+def _stopping_at(module: nn.Module) -> Iterator[None]:
+    """End every pass in front of `module` with `_Seen`."""
+
+    def stop(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        raise _Seen(arguments[0].flatten(0, -2).float())
+
+    handle = module.register_forward_pre_hook(stop)
     try:
-        yield seen
+        yield
     finally:
         handle.remove()
+
+
+def _input_of(block: Callable[[Tensor], Tensor], module: nn.Module, tokens: Tensor) -> Tensor:
+    """What `module` is given while `block` runs on `tokens`, (rows, in)."""
+    with _stopping_at(module):
+        try:
+            block(tokens)
+        except _Seen as seen:
+            return seen.x
+    raise PetaliteError(f"a {type(module).__name__} of the model is never run; such models are not supported")

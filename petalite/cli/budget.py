@@ -64,7 +64,9 @@ def search(
         str | None, typer.Option(help="Formats that layers may take, separated by commas.", show_default=False)
     ] = None,
     merge: Annotated[bool, typer.Option("--merge", help="Also merge tokens.")] = False,
-    calibrate: Annotated[str, typer.Option(help="nearest, clip, gptq or reconstruct: how weights are rounded.")] = "gptq",
+    calibrate: Annotated[
+        str, typer.Option(help="nearest, clip, gptq or reconstruct: how weights are rounded.")
+    ] = "gptq",
     images: Annotated[int, typer.Option(help="Unlabelled training images for estimates and calibration.")] = 256,
     tries: Annotated[int, typer.Option(help="Plans that are built and measured.")] = 8,
     confidence: Annotated[float, typer.Option(help="One-sided confidence of the certificate.")] = 0.95,

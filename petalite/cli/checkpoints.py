@@ -25,7 +25,9 @@ def quantize(
     include_head: Annotated[bool, typer.Option("--include-head", help="Quantize the classifier too.")] = False,
     edges: Annotated[
         str | None,
-        typer.Option(help="Format of the patch and position embeddings and the head, e.g. int8-channel.", show_default=False),
+        typer.Option(
+            help="Format of the patch and position embeddings and the head, e.g. int8-channel.", show_default=False
+        ),
     ] = None,
     merge: Annotated[
         str | None,
@@ -35,7 +37,8 @@ def quantize(
         Path | None, typer.Option(help="A plan.json that says which layer has which format.", show_default=False)
     ] = None,
     calibrate: Annotated[
-        str, typer.Option(help="nearest, clip, gptq or reconstruct: how weights are rounded; the last three need --data.")
+        str,
+        typer.Option(help="nearest, clip, gptq or reconstruct: how weights are rounded; the last three need --data."),
     ] = "nearest",
     data: Annotated[
         str | None, typer.Option("--data", help="Images to calibrate on, unlabelled.", show_default=False)

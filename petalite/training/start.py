@@ -74,7 +74,8 @@ def starting_point(
         checkpoint = read_checkpoint(model)
         if checkpoint.packed:
             raise PetaliteError(
-                f"{model} is quantized ({checkpoint.plan.format}); use --method qlora or qat, or start from its plain parent"
+                f"{model} is quantized ({checkpoint.plan.format}); use `petalite train` with --method qlora or qat, "
+                "or start from its plain parent"
             )
         return models.adapt(checkpoint.config, checkpoint.plain_tensors(), classes=classes, image_size=image_size)
     return models.create(

@@ -39,7 +39,9 @@ def test_a_bound_within_the_budget_certifies() -> None:
 def test_too_few_images_are_the_reason_and_how_many_would_do_is_said() -> None:
     proof = certificate(2, 1, 409, max_drop=0.5)
     assert not proof.certified and proof.drop_points < 0.5
-    assert "over the budget of 0.5; at this rate about" in proof.reason and "test images would certify it" in proof.reason
+    assert (
+        "over the budget of 0.5; at this rate about" in proof.reason and "test images would certify it" in proof.reason
+    )
 
 
 def test_a_drop_over_the_budget_is_said_to_be_that() -> None:
@@ -65,5 +67,5 @@ def test_counts_come_from_the_same_images() -> None:
 
 @pytest.mark.parametrize("confidence", [0.3, 1.0, float("nan")])
 def test_a_confidence_that_is_none_is_refused(confidence: float) -> None:
-    with pytest.raises(PetaliteError, match="confidence must be at least 0.5 and below 1"):
+    with pytest.raises(PetaliteError, match=r"confidence must be at least 0\.5 and below 1"):
         paired_bound(1, 1, 100, confidence)

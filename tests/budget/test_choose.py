@@ -13,7 +13,10 @@ from petalite.budget.choose import choose, total
 def tables(seed: int, layers: int = 5) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:
     random = np.random.default_rng(seed)
     names = [f"layer{index}" for index in range(layers)]
-    cost = {name: {"a": 8 * width, "b": 4 * width, "c": 3 * width} for name, width in zip(names, random.integers(1, 9, layers) * 1000.0, strict=True)}
+    cost = {
+        name: {"a": 8 * width, "b": 4 * width, "c": 3 * width}
+        for name, width in zip(names, random.integers(1, 9, layers) * 1000.0, strict=True)
+    }
     damage = {name: dict(zip("abc", sorted(random.gamma(1.0, 0.01, 3)), strict=True)) for name in names}
     return damage, cost
 

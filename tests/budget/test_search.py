@@ -42,7 +42,14 @@ def parent(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint
 
 
 def run(parent: Checkpoint, images: Path, out: Path, **options: object) -> dict[str, object]:
-    settings: dict[str, object] = {"formats": FORMATS, "images": 24, "tries": 3, "device": "cpu", "workers": 0, "max_drop": 10.0}
+    settings: dict[str, object] = {
+        "formats": FORMATS,
+        "images": 24,
+        "tries": 3,
+        "device": "cpu",
+        "workers": 0,
+        "max_drop": 10.0,
+    }
     return search(parent.path, images, out, **(settings | options))  # type: ignore[arg-type]
 
 
@@ -53,7 +60,10 @@ def test_it_finds_certifies_and_writes_everything(parent: Checkpoint, images: Pa
     assert isinstance(chosen, dict) and isinstance(proof, dict)
     assert verify(out / "checkpoint").ok
     assert read_checkpoint(out / "checkpoint").disk_bytes == chosen["disk_bytes"]
-    assert Plan.from_dict(json.loads((out / "plan.json").read_text())).layers == read_checkpoint(out / "checkpoint").plan.layers
+    assert (
+        Plan.from_dict(json.loads((out / "plan.json").read_text())).layers
+        == read_checkpoint(out / "checkpoint").plan.layers
+    )
     with (out / "search.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["name"] for row in rows] == [f"plan-{number}" for number in range(1, len(rows) + 1)]
@@ -66,7 +76,9 @@ def test_it_finds_certifies_and_writes_everything(parent: Checkpoint, images: Pa
     assert json.loads((out / "search.json").read_text())["certificate"] == proof
 
 
-def test_it_chooses_the_smallest_of_the_plans_that_keep_the_budget(parent: Checkpoint, images: Path, tmp_path: Path) -> None:
+def test_it_chooses_the_smallest_of_the_plans_that_keep_the_budget(
+    parent: Checkpoint, images: Path, tmp_path: Path
+) -> None:
     found = run(parent, images, tmp_path / "out", max_drop=5.0, tries=5)
     tries, chosen = found["tries"], found["chosen"]
     assert isinstance(tries, list) and isinstance(chosen, dict)
@@ -75,7 +87,9 @@ def test_it_chooses_the_smallest_of_the_plans_that_keep_the_budget(parent: Check
     assert all(row["accepted"] == (row["drop_points"] <= 5.0) for row in tries)
 
 
-def test_a_budget_that_cannot_be_met_says_what_comes_closest(parent: Checkpoint, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_budget_that_cannot_be_met_says_what_comes_closest(
+    parent: Checkpoint, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from petalite.budget import run as module
 
     def broken(checkpoint: Checkpoint, *args: object, **kwargs: object) -> object:
@@ -85,7 +99,10 @@ def test_a_budget_that_cannot_be_met_says_what_comes_closest(parent: Checkpoint,
     monkeypatch.setattr(module, "apply_plan", broken)
     real = module.score
     monkeypatch.setattr(module, "score", lambda *args: real(*args) | {"drop_points": 12.5})
-    with pytest.raises(Incomplete, match=r"no plan keeps the budget of 1 points on 36 validation images; the closest, plan-1, loses 12.50"):
+    with pytest.raises(
+        Incomplete,
+        match=r"no plan keeps the budget of 1 points on 36 validation images; the closest, plan-1, loses 12.50",
+    ):
         run(parent, images, tmp_path / "out", max_drop=1.0, tries=2)
     assert (tmp_path / "out" / "search.csv").exists() and not (tmp_path / "out" / "checkpoint").exists()
 

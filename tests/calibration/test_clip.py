@@ -14,7 +14,10 @@ UNIFORM = [name for name, format in FORMATS.items() if isinstance(format.grid, U
 
 def heavy_tailed(rows: int = 32, columns: int = 160) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(rows, columns, generator=generator) * torch.rand(rows, columns, generator=generator).reciprocal().sqrt()
+    return (
+        torch.randn(rows, columns, generator=generator)
+        * torch.rand(rows, columns, generator=generator).reciprocal().sqrt()
+    )
 
 
 @pytest.mark.parametrize("name", UNIFORM)

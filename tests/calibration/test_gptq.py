@@ -44,9 +44,7 @@ def test_what_it_finds_survives_the_disk(name: str) -> None:
     assert grid is not None
     weight, moments = case(columns=200)
     codes, scales = gptq(grid, weight, moments)
-    torch.testing.assert_close(
-        grid.unpack(grid.pack(codes, scales)), grid.decode(codes, scales), rtol=1e-4, atol=1e-5
-    )
+    torch.testing.assert_close(grid.unpack(grid.pack(codes, scales)), grid.decode(codes, scales), rtol=1e-4, atol=1e-5)
 
 
 def test_inputs_that_never_vary_are_rounded_all_the_same() -> None:

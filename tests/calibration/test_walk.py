@@ -63,13 +63,22 @@ def test_every_format_calibrates_and_what_is_written_verifies(parent: Checkpoint
 def test_reconstruction_is_the_same_every_time(parent: Checkpoint) -> None:
     plan = plan_of(parent, "int3")
     first, second = (calibrate(parent, plan, tiny_pixels(16), method="reconstruct", steps=STEPS) for _ in range(2))
-    assert all(torch.equal(first.packed[layer][key], second.packed[layer][key]) for layer in first.packed for key in first.packed[layer])
+    assert all(
+        torch.equal(first.packed[layer][key], second.packed[layer][key])
+        for layer in first.packed
+        for key in first.packed[layer]
+    )
 
 
 def test_embeddings_and_head_in_8_bits(parent: Checkpoint, tmp_path: Path) -> None:
     built = quantize(parent, "int4", tmp_path / "int4", edges="int8-channel")
     plain = quantize(parent, "int4", tmp_path / "plain")
-    assert built.plan.layers["pos_embed"] == built.plan.layers["patch_embed.proj"] == built.plan.layers["head"] == "int8-channel"
+    assert (
+        built.plan.layers["pos_embed"]
+        == built.plan.layers["patch_embed.proj"]
+        == built.plan.layers["head"]
+        == "int8-channel"
+    )
     assert built.disk_bytes < plain.disk_bytes
     assert verify(built.path).ok
     original = parent.plain_tensors()
@@ -83,7 +92,9 @@ def test_too_few_images_of_another_size_or_kind_are_refused(parent: Checkpoint) 
     plan = plan_of(parent, "int4")
     with pytest.raises(PetaliteError, match="15 calibration images are too few; use at least 16"):
         calibrate(parent, plan, tiny_pixels(15))
-    with pytest.raises(PetaliteError, match=r"must be uint8 \(N, 3, 32, 32\) for this checkpoint, got uint8 \(16, 3, 48, 48\)"):
+    with pytest.raises(
+        PetaliteError, match=r"must be uint8 \(N, 3, 32, 32\) for this checkpoint, got uint8 \(16, 3, 48, 48\)"
+    ):
         calibrate(parent, plan, torch.zeros(16, 3, 48, 48, dtype=torch.uint8))
     with pytest.raises(PetaliteError, match="got float32"):
         calibrate(parent, plan, tiny_pixels(16).float())
@@ -121,7 +132,9 @@ def test_images_for_calibration_come_from_the_training_split(tmp_path: Path, par
 
 def test_a_plan_that_names_what_does_not_exist_is_refused(parent: Checkpoint, tmp_path: Path) -> None:
     plan = plan_of(parent, "int4")
-    with pytest.raises(PetaliteError, match=r"a layer 'blocks\.1\.mlp\.fc3' that the model does not have \(did you mean"):
+    with pytest.raises(
+        PetaliteError, match=r"a layer 'blocks\.1\.mlp\.fc3' that the model does not have \(did you mean"
+    ):
         apply_plan(parent, replace(plan, layers={**plan.layers, "blocks.1.mlp.fc3": "int4"}), tmp_path / "a")
     with pytest.raises(PetaliteError, match=r"unknown format 'int5'"):
         apply_plan(parent, replace(plan, layers={**plan.layers, "head": "int5"}), tmp_path / "b")

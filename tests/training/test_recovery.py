@@ -189,7 +189,9 @@ def test_what_cannot_start_says_why(images: Path, parent: Checkpoint, tmp_path: 
     others = tiny_images(tmp_path / "others", classes=("a", "b"))
     small = tiny_checkpoint(tmp_path / "small", classes=("a", "b"))
     for method in ("lora", "full", "head"):
-        with pytest.raises(PetaliteError, match=r"is quantized \(int4\); use --method qlora or qat, or start from its"):
+        with pytest.raises(
+            PetaliteError, match=r"is quantized \(int4\); use `petalite train` with --method qlora or qat, or start"
+        ):
             recover(images, start, tmp_path / "out", method=method)
     with pytest.raises(PetaliteError, match=r"qat starts from a quantized checkpoint, .* is plain"):
         check_start(parent.path, method="qat")
@@ -199,6 +201,8 @@ def test_what_cannot_start_says_why(images: Path, parent: Checkpoint, tmp_path: 
         PetaliteError, match=r"the teacher .* knows 2 classes, the student 3; both have to know the same"
     ):
         recover(images, start, tmp_path / "out", teacher=str(small.path))
+    with pytest.raises(PetaliteError, match="where dropout has no place"):
+        recover(images, start, tmp_path / "out", dropout=0.1)
     with pytest.raises(PetaliteError, match="its shape and image size are fixed"):
         train(images, start.path, tmp_path / "out", RECIPE, image_size=48, device="cpu", workers=0)
     assert not (tmp_path / "out").exists()

@@ -236,7 +236,7 @@ def test_training_does_not_start_from_a_quantized_checkpoint(images: Path, start
 
     quantize(start, "int8", tmp_path / "int8")
     with pytest.raises(
-        PetaliteError, match=r"is quantized .int8.; use --method qlora or qat, or start from its plain parent"
+        PetaliteError, match=r"is quantized .int8.; use `petalite train` with --method qlora or qat, or start from its"
     ):
         learn(images, tmp_path / "int8", tmp_path / "out")
 

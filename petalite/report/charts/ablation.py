@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from petalite.ablation.compare import real
+from petalite.ablation.compare import best_block, real
 from petalite.report import words
 from petalite.report.charts.base import Chart, legend
 from petalite.report.palette import Look, Theme, looks
@@ -233,7 +233,7 @@ def _first_last_caption(formats: Sequence[Found], named: bool, blocks: int) -> s
 
 
 def _first_last_rows(found: Found) -> list[tuple[str, Found]]:
-    best = max(_of_kind(found, "block"), key=lambda row: row["gain"]["top1"])
+    best = best_block(found["rows"])
     return [
         ("everything quantized", found["rows"][0]),
         ("first and last kept", _of_kind(found, "first_last")[0]),

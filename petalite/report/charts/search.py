@@ -1,6 +1,6 @@
 """The plans that a search tried: what each costs and what it loses, the front among them, and the one chosen.
 
-    search_charts(document)[0].name      # 'search-front'; document: search.json
+search_charts(document)[0].name      # 'search-front'; document: search.json
 """
 
 from __future__ import annotations
