@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from petalite import models
-from petalite.calibration import calibrate, calibration_pixels
+from petalite.calibration import calibrate, calibration_pixels, check_method
 from petalite.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from petalite.console import say, track
 from petalite.data import ImageData, Preprocess, open_data
@@ -85,6 +85,7 @@ def apply_calibrated(
     notes: Mapping[str, Any] | None = None,
 ) -> Checkpoint:
     """Write `parent` as `plan` says, its weights packed by a calibration on training images of `data`."""
+    check_method(calibration)
     if data is None:
         raise PetaliteError(f"calibration '{calibration}' needs images: name a folder with --data")
     opened = data if isinstance(data, ImageData) else open_data(data, seed)

@@ -4,6 +4,6 @@ found = calibrate(parent, plan, calibration_pixels(images, preprocess, 256), met
 """
 
 from petalite.calibration.images import calibration_pixels
-from petalite.calibration.walk import METHODS, STEPS, Calibrated, calibrate
+from petalite.calibration.walk import METHODS, STEPS, Calibrated, calibrate, check_method
 
-__all__ = ["METHODS", "STEPS", "Calibrated", "calibrate", "calibration_pixels"]
+__all__ = ["METHODS", "STEPS", "Calibrated", "calibrate", "calibration_pixels", "check_method"]

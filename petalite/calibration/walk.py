@@ -70,16 +70,21 @@ def calibrate(
     Formats that another library packs (nf4, int8) are packed by it.
     Raises PetaliteError for too few images, images of another size, an unknown method, and inputs that are not finite.
     """
-    if method not in METHODS:
-        raise PetaliteError(
-            f"unknown calibration '{method}'{did_you_mean(method, METHODS)}; known: {', '.join(METHODS)}"
-        )
+    check_method(method)
     _check_pixels(parent, pixels)
     started = time.monotonic()
     walk = _Walk(parent, plan, pixels, method, steps, device or torch.device("cpu"), seed)
     found = walk.run()
     found.seconds = time.monotonic() - started
     return found
+
+
+def check_method(method: str) -> None:
+    """Raise PetaliteError for a calibration that does not exist."""
+    if method not in METHODS:
+        raise PetaliteError(
+            f"unknown calibration '{method}'{did_you_mean(method, METHODS)}; known: {', '.join(METHODS)}"
+        )
 
 
 def _check_pixels(parent: Checkpoint, pixels: Tensor) -> None:

@@ -35,7 +35,7 @@ def test_outputs_err_less_than_with_the_best_scales_alone(name: str) -> None:
     scales = fit_scales(grid, weight, moments.diagonal())
     plain = output_error(grid, weight, moments, grid.encode(weight, scales), scales)
     found = output_error(grid, weight, moments, *gptq(grid, weight, moments))
-    assert found < (0.5 if isinstance(grid, UniformGrid) and grid.bits <= 4 else 1.0) * plain
+    assert found < (0.7 if isinstance(grid, UniformGrid) and grid.bits <= 4 else 1.0) * plain
 
 
 @pytest.mark.parametrize("name", ["int3", "int4-g128-sym"])

@@ -75,7 +75,9 @@ def test_an_outlier_costs_its_own_group_alone(name: str) -> None:
     assert abs(restored[5, 7].item() - 1000.0) <= 40.0
     if grid.group is not None and grid.group < 256:
         far = restored[5, grid.group :] - weight[5, grid.group :]
-        assert (far.norm() / weight[5, grid.group :].norm()).item() <= format.error * 1.2
+        assert (
+            far.norm() / weight[5, grid.group :].norm()
+        ).item() <= format.error * 1.4  # its second-level scale spans more
 
 
 @pytest.mark.parametrize(("columns", "group"), [(192, 128), (100, 64), (31, 32), (65, 64)])
