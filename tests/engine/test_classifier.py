@@ -28,9 +28,13 @@ def test_every_kind_of_image_gives_the_same_answer(classifier: Classifier, tmp_p
     image.save(encoded, "PNG")
     sources = [tmp_path / "a.png", str(tmp_path / "a.png"), encoded.getvalue(), image, np.asarray(image)]
     answers = classifier.predict(sources, top_k=2)
+    alone = [classifier.predict(source, top_k=2)[0] for source in sources]
     assert len(answers) == 5
-    assert all(answer == answers[0] for answer in answers)
-    assert [classifier.predict(source, top_k=2) for source in sources] == [[answers[0]]] * 5
+    # a product may round the rows of a batch differently from one another, by its place in a tile
+    for answer in [*answers, *alone]:
+        assert [one.label for one in answer] == [one.label for one in answers[0]]
+        assert [one.score for one in answer] == pytest.approx([one.score for one in answers[0]], abs=1e-6)
+    assert all(answer == alone[0] for answer in alone)
 
 
 def test_scores_are_probabilities_in_order(classifier: Classifier) -> None:
