@@ -79,7 +79,7 @@ def logits_of(
     paths = [sample.path for sample in samples]
     batches = load_batches(paths, classifier.preprocess, batch_size, workers)
     failed: list[str] = []
-    for batch in track(batches, f"evaluate {classifier.info.format}", total=math.ceil(len(paths) / batch_size)):
+    for batch in track(batches, f"evaluate {classifier.info.format}", total=math.ceil(len(paths) / max(batch_size, 1))):
         if len(batch.indices):
             logits[batch.indices] = classifier.logits(batch.pixels)
         failed += [message for _, message in batch.errors]

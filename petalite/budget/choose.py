@@ -9,7 +9,11 @@ is true to second order where they are small; what it misses is measured afterwa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import ctypes
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -29,16 +33,17 @@ def choose(damage: Table, cost: Table, most: float) -> dict[str, str] | None:
     damages = np.array([max(damage[layer][format], 0.0) for layer, format in pairs])
     once = np.array([[layer == other for other, _ in pairs] for layer in cost], dtype=float)
     scale, unit = max(float(costs.max()), 1e-30), max(most, float(damages[damages > 0].min(initial=1.0)), 1e-30)
-    solution = milp(
-        c=costs / scale,
-        constraints=[
-            LinearConstraint(once, lb=1, ub=1),
-            LinearConstraint(damages[None, :] / unit, lb=-np.inf, ub=most / unit),
-        ],
-        integrality=np.ones(len(pairs)),
-        bounds=Bounds(0, 1),
-        options={"mip_rel_gap": 1e-4, "time_limit": 20},
-    )
+    with _printing_to_stderr():
+        solution = milp(
+            c=costs / scale,
+            constraints=[
+                LinearConstraint(once, lb=1, ub=1),
+                LinearConstraint(damages[None, :] / unit, lb=-np.inf, ub=most / unit),
+            ],
+            integrality=np.ones(len(pairs)),
+            bounds=Bounds(0, 1),
+            options={"mip_rel_gap": 1e-4, "time_limit": 20},
+        )
     if solution.status == 2:  # infeasible
         return None
     if solution.x is None:
@@ -49,3 +54,17 @@ def choose(damage: Table, cost: Table, most: float) -> dict[str, str] | None:
 def total(table: Table, chosen: Mapping[str, str]) -> float:
     """The sum over layers of a table's value for the chosen formats."""
     return sum(table[layer][format] for layer, format in chosen.items())
+
+
+@contextmanager
+def _printing_to_stderr() -> Iterator[None]:
+    """Some releases of scipy's solver print notes from C, which would break the one document of `--json` on stdout."""
+    sys.stdout.flush()
+    stdout = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        ctypes.CDLL(None).fflush(None)  # C has a buffer of its own
+        os.dup2(stdout, 1)
+        os.close(stdout)

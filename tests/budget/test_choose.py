@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,3 +47,21 @@ def test_a_bound_of_nothing_leaves_what_does_no_damage() -> None:
     damage, cost = {"x": {"a": 0.0, "b": 1e-9}}, {"x": {"a": 2.0, "b": 1.0}}
     assert choose(damage, cost, 0.0) == {"x": "a"}
     assert choose({"x": {"b": 1e-9}}, {"x": {"b": 1.0}}, 0.0) is None
+
+
+def test_what_the_solver_prints_is_not_on_stdout(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import scipy.optimize
+
+    solve = scipy.optimize.milp
+
+    def talkative(*args: Any, **options: Any) -> Any:
+        os.write(1, b"a note of the solver\n")
+        return solve(*args, **options)
+
+    monkeypatch.setattr(scipy.optimize, "milp", talkative)
+    assert choose(*tables(0), 0.03) is not None
+    print("the document")
+    out, err = capfd.readouterr()
+    assert (out, err) == ("the document\n", "a note of the solver\n")
