@@ -1,7 +1,8 @@
 """Which device and which precision a variant runs in, and why it cannot where it cannot.
 
 device = resolve_device("auto")                      # the first GPU, else the CPU
-dtype = resolve_compute("auto", "nf4", device)       # fp16 on a GPU, bf16 on a CPU
+dtype = resolve_compute("auto", "nf4", device)       # of plain modules: fp16 on a GPU, bf16 on a CPU
+unavailable_compute("fp8", (8, 0), "cuda")           # 'fp8 needs compute capability 8.9 or more, …'
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import torch
 from petalite.errors import PetaliteError, did_you_mean
 from petalite.formats.plain import DTYPES
 
-COMPUTES = ("auto", *DTYPES)
+#: Precisions of the products, and the CUDA compute capability from which a GPU multiplies in them.
+CAPABILITIES = {"fp32": (0, 0), "fp16": (7, 0), "bf16": (8, 0), "int8": (7, 5), "fp8": (8, 9)}
+COMPUTES = tuple(CAPABILITIES)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -34,16 +37,42 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+def capability_of(device: torch.device) -> tuple[int, int] | None:
+    """The compute capability of a GPU, (major, minor); None for a CPU."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+
+
+def unavailable_compute(name: str, capability: tuple[int, int] | None, device_type: str) -> str | None:
+    """Why a device does not multiply in one of COMPUTES, and what to use; None where it does."""
+    major, minor = CAPABILITIES[name]
+    if capability is None:
+        if name in DTYPES:
+            return None
+        where = "a CPU" if device_type == "cpu" else device_type
+        return f"{name} runs on NVIDIA GPUs of compute capability {major}.{minor} or more, not on {where}; use bf16 or fp32"
+    if capability >= (major, minor):
+        return None
+    others = ("int8", "fp16", "fp32") if name == "fp8" else ("fp16", "fp32")
+    best = next(other for other in others if capability >= CAPABILITIES[other])
+    return f"{name} needs compute capability {major}.{minor} or more, this GPU has {capability[0]}.{capability[1]}; use {best}"
+
+
 def resolve_compute(name: str, format: str, device: torch.device) -> str:
-    """The precision of the matrix products: `fp32`, `fp16` or `bf16`.
+    """The precision of the matrix products of plain modules: `fp32`, `fp16` or `bf16`.
 
     `auto` keeps fp32 for an fp32 checkpoint and bf16 for a bf16 one. The others (fp16 and the quantized formats) run
     in fp16 on a GPU; on a CPU in bf16, which processors multiply natively where fp16 is many times slower.
+    Raises PetaliteError for an unknown precision, and for those of 8 bits, which only the fused engine multiplies.
     """
-    if name not in COMPUTES:
-        raise PetaliteError(f"unknown compute '{name}'{did_you_mean(name, COMPUTES)}; known: {', '.join(COMPUTES)}")
-    if name != "auto":
-        return name
-    if format in ("fp32", "bf16"):
-        return format
-    return "bf16" if device.type == "cpu" else "fp16"
+    if name not in ("auto", *COMPUTES):
+        known = ", ".join(("auto", *COMPUTES))
+        raise PetaliteError(f"unknown compute '{name}'{did_you_mean(name, COMPUTES)}; known: {known}")
+    if name in ("auto", *DTYPES):
+        if name != "auto":
+            return name
+        if format in ("fp32", "bf16"):
+            return format
+        return "bf16" if device.type == "cpu" else "fp16"
+    if reason := unavailable_compute(name, capability_of(device), device.type):
+        raise PetaliteError(reason)
+    raise PetaliteError(f"plain modules do not multiply in {name}; use the fused engine, or fp16, bf16 or fp32")

@@ -7,7 +7,8 @@ accuracy["drop_points"], accuracy["drop_ci95"]
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ def evaluate(
     device: str = "auto",
     attention: str = "auto",
     compute: str = "auto",
+    engine: str = "auto",
     batch_size: int = 32,
     workers: int | None = None,
     seed: int = 0,
@@ -49,7 +51,7 @@ def evaluate(
         base = load(baseline, device)
         check_classes(base, images)
         base_logits = logits_of(base, samples, batch_size, workers)
-    classifier = load(checkpoint, device, attention, compute)
+    classifier = load(checkpoint, device, attention, compute, engine=engine)
     check_classes(classifier, images)
     logits = logits_of(classifier, samples, batch_size, workers)
     return {**score(logits, targets, base_logits), "split": split, "info": classifier.info.as_dict()}
@@ -77,12 +79,20 @@ def logits_of(
     """Logits (images, classes) in float32 for every sample, in order. Raises Incomplete naming what cannot be read."""
     logits = torch.full((len(samples), len(classifier.classes)), math.nan)
     paths = [sample.path for sample in samples]
-    batches = load_batches(paths, classifier.preprocess, batch_size, workers)
     failed: list[str] = []
-    for batch in track(batches, f"evaluate {classifier.info.format}", total=math.ceil(len(paths) / max(batch_size, 1))):
-        if len(batch.indices):
-            logits[batch.indices] = classifier.logits(batch.pixels)
-        failed += [message for _, message in batch.errors]
+    places: deque[Tensor] = deque()  # where the answers that are still to come belong
+
+    def pixels() -> Iterator[Tensor]:
+        batches = load_batches(paths, classifier.preprocess, batch_size, workers)
+        count = math.ceil(len(paths) / max(batch_size, 1))
+        for batch in track(batches, f"evaluate {classifier.info.format}", total=count):
+            failed.extend(message for _, message in batch.errors)
+            if len(batch.indices):
+                places.append(batch.indices)
+                yield batch.pixels
+
+    for answers in classifier.stream(pixels()):
+        logits[places.popleft()] = answers
     if failed:
         more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
         raise Incomplete(f"{failed[0]}{more}; `petalite data check` lists unreadable images")

@@ -88,7 +88,8 @@ class Recipe:
     model_args: dict[str, Any] = _field({}, "Arguments for timm's model, e.g. depth or embed_dim.")
     variants: tuple[str, ...] = _field(
         REFERENCE_VARIANTS,
-        "What is compared: FORMAT, FORMAT-ATTENTION or FORMAT-ATTENTION-COMPUTE; the first is the baseline.",
+        "What is compared: FORMAT[-ATTENTION[-COMPUTE[-ENGINE]]]; the first is the baseline. The reference's five run in plain "
+        "PyTorch modules, as the reference ran them; others on the fused engine where there is one.",
     )
     keep: tuple[str, ...] = _field((), "Layers that stay in 16 bits: blocks.21, first_last, globs.")
     ablation: tuple[str, ...] = _field(

@@ -82,6 +82,7 @@ def _variant(row: Mapping[str, Any]) -> dict[str, Any]:
         "attention": row["attention"],
         "attention_ran": measured.get("attention_ran"),
         "compute": measured.get("compute") or row["compute"],
+        "engine": measured.get("engine"),
         "plan": row["plan"],
         "status": status,
         "reason": reason,

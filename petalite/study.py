@@ -27,19 +27,18 @@ from petalite.attention import BACKENDS
 from petalite.checkpoint import read_checkpoint
 from petalite.console import say, warn
 from petalite.data import DataReport, ImageData, check_data, open_data
-from petalite.device import resolve_device
-from petalite.engine import load
+from petalite.device import COMPUTES, resolve_device
+from petalite.engine import ENGINES, OWN_ATTENTION, load
 from petalite.errors import Incomplete, PetaliteError, did_you_mean
 from petalite.evaluation import logits_of
 from petalite.files import atomic, disk_bytes, prepare_out, read_json, sha256, write_json
 from petalite.formats import FORMATS, get_format
-from petalite.formats.plain import DTYPES
 from petalite.measure.accuracy import score
 from petalite.measure.bench import Variant, benchmark
 from petalite.measure.environment import environment
 from petalite.prediction import rows_of, write_predictions
 from petalite.quantization import quantize
-from petalite.recipe import Recipe
+from petalite.recipe import REFERENCE_VARIANTS, Recipe
 from petalite.report import recommend, write_report
 from petalite.results import results_of, write_csv
 from petalite.training import check_start, train
@@ -72,21 +71,27 @@ def run(
     return _Study(recipe, variants, images, folder, device, command).run()
 
 
-def parse_variant(name: str) -> tuple[str, str, str]:
-    """(format, attention, compute) of a variant's name: FORMAT[-ATTENTION[-COMPUTE]], `auto` where not named."""
+def parse_variant(name: str) -> tuple[str, str, str, str]:
+    """(format, attention, compute, engine) of a variant's name, FORMAT[-ATTENTION[-COMPUTE[-ENGINE]]]; `auto` where not named.
+
+    The reference's five run in plain modules, as the reference ran them, unless they name an engine.
+    """
     parts = name.split("-")
     cuts = [
         cut for cut in range(len(parts), 0, -1) if "-".join(parts[:cut]) in FORMATS
     ]  # a format's name may hold hyphens
     format = get_format("-".join(parts[: cuts[0]]) if cuts else parts[0]).name
-    attention, compute, *more = [*parts[cuts[0] :], "auto", "auto"][: max(2, len(parts) - cuts[0])]
-    for word, known in ((attention, BACKENDS), (compute, DTYPES)):
-        if word not in (*known, "auto") or more:
+    words = parts[cuts[0] :]
+    kinds = ((*BACKENDS, OWN_ATTENTION, "auto"), (*COMPUTES, "auto"), ENGINES)
+    for place, word in enumerate(words):
+        known = kinds[place] if place < len(kinds) else ()
+        if word not in known:
             raise PetaliteError(
-                f"variant '{name}': '{word}' is not known there{did_you_mean(word, known)}; "
-                "a variant is FORMAT, FORMAT-ATTENTION or FORMAT-ATTENTION-COMPUTE, e.g. nf4-fa2"
+                f"variant '{name}': '{word}' is not known there{did_you_mean(word, known)}; a variant is FORMAT, "
+                "FORMAT-ATTENTION, FORMAT-ATTENTION-COMPUTE or FORMAT-ATTENTION-COMPUTE-ENGINE, e.g. nf4-fa2"
             )
-    return format, attention, compute
+    attention, compute, engine = [*words, "auto", "auto", "auto"][:3]
+    return format, attention, compute, "module" if name in REFERENCE_VARIANTS else engine
 
 
 @dataclass
@@ -103,7 +108,7 @@ class _Study:
     def __init__(
         self,
         recipe: Recipe,
-        variants: Mapping[str, tuple[str, str, str]],
+        variants: Mapping[str, tuple[str, str, str, str]],
         images: ImageData,
         out: Path,
         device: str,
@@ -173,7 +178,7 @@ class _Study:
         self._step("train", inputs, [self._checkpoint("fp32")], work)
 
     def _formats(self) -> None:
-        for name in dict.fromkeys(format for format, _, _ in self.variants.values()):
+        for name in dict.fromkeys(format for format, *_ in self.variants.values()):
             if name == "fp32":
                 continue
             inputs = _digest(sha256(self._checkpoint("fp32") / "model.safetensors"), name, self.recipe.keep)
@@ -190,20 +195,22 @@ class _Study:
         """Logits of every variant on the test images, and its predictions CSV."""
         samples = self.images.splits["test"]
         outcomes = []
-        for name, (format, attention, compute) in self.variants.items():
-            outcome = _Outcome(Variant(name, self._checkpoint(format), attention, compute), format)
+        for name, (format, attention, compute, engine) in self.variants.items():
+            outcome = _Outcome(Variant(name, self._checkpoint(format), attention, compute, engine), format)
             outcomes.append(outcome)
             inputs = _digest(
                 sha256(outcome.variant.checkpoint / "model.safetensors"),
                 sha256(outcome.variant.checkpoint / "config.json"),
-                self.report.fingerprint, attention, compute, self.device, torch.__version__,
+                self.report.fingerprint, attention, compute, engine, self.device, torch.__version__,
             )  # fmt: skip
             predictions = self.out / "predictions" / f"{name}.csv"
 
             def work(outcome: _Outcome = outcome, predictions: Path = predictions) -> None:
                 variant = outcome.variant
                 threads = self.recipe.measure.threads or None
-                classifier = load(variant.checkpoint, self.device, variant.attention, variant.compute, threads)
+                classifier = load(
+                    variant.checkpoint, self.device, variant.attention, variant.compute, threads, variant.engine
+                )
                 logits = logits_of(classifier, samples)
                 with atomic(self._logits(variant.name)) as temporary, temporary.open("wb") as file:
                     np.save(file, logits.numpy())
@@ -230,7 +237,7 @@ class _Study:
             return {}
         measure = self.recipe.measure
         inputs = _digest(
-            [(variant.name, sha256(variant.checkpoint / "model.safetensors")) for variant in variants],
+            [(variant.name, variant.engine, sha256(variant.checkpoint / "model.safetensors")) for variant in variants],
             asdict(measure), self.device, self.record["environment"],
         )  # fmt: skip
         path = self.out / "measure" / "benchmark.json"

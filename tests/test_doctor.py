@@ -26,7 +26,8 @@ def test_every_format_backend_and_precision_has_a_verdict(report: dict[str, Any]
     runs = report["runs"]["cpu"]
     assert set(runs["formats"]) == set(FORMATS)
     assert set(runs["attention"]) == set(BACKENDS)
-    assert set(runs["compute"]) == {"fp32", "fp16", "bf16"}
+    assert set(runs["compute"]) == {"fp32", "fp16", "bf16", "int8", "fp8"}
+    assert "runs on NVIDIA GPUs of compute capability 8.9 or more, not on a CPU" in runs["compute"]["fp8"]
     assert runs["compute"]["fp32"] is None
     assert runs["attention"]["math"]["fp32"] is None
 
@@ -121,7 +122,7 @@ def test_a_checkpoint_is_verified_too(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["formats", "attention", "compute"])
 def test_a_listing_says_what_each_is_and_whether_it_runs(kind: str) -> None:
-    known = {"formats": list(FORMATS), "attention": list(BACKENDS), "compute": ["fp32", "fp16", "bf16"]}
+    known = {"formats": list(FORMATS), "attention": list(BACKENDS), "compute": ["fp32", "fp16", "bf16", "int8", "fp8"]}
     rows = listing(kind, "cpu")
     assert [row["name"] for row in rows] == known[kind]
     for row in rows:

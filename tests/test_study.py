@@ -168,16 +168,22 @@ def test_an_unreadable_image_is_left_out_and_said(tmp_path: Path, capsys: pytest
 @pytest.mark.parametrize(
     ("name", "parsed"),
     [
-        ("fp32", ("fp32", "auto", "auto")),
-        ("nf4-fa2", ("nf4", "fa2", "auto")),
-        ("int8-sdpa-fp16", ("int8", "sdpa", "fp16")),
+        ("fp32", ("fp32", "auto", "auto", "module")),
+        ("nf4-fa2", ("nf4", "fa2", "auto", "module")),
+        ("int8-sdpa-fp16", ("int8", "sdpa", "fp16", "auto")),
+        ("nf4", ("nf4", "auto", "auto", "auto")),
+        ("int3-g128-sym-petalite-fp8", ("int3-g128-sym", "petalite", "fp8", "auto")),
+        ("fp16-fa2-auto-module", ("fp16", "fa2", "auto", "module")),
+        ("fp32-auto-auto-fused", ("fp32", "auto", "auto", "fused")),
     ],
 )
-def test_a_variant_s_name_says_what_it_is(name: str, parsed: tuple[str, str, str]) -> None:
+def test_a_variant_s_name_says_what_it_is(name: str, parsed: tuple[str, str, str, str]) -> None:
     assert parse_variant(name) == parsed
 
 
-@pytest.mark.parametrize("name", ["nf4-fa3", "fp16-math-fp8", "fp32-fa2-bf16-x", "nf5", "", "-"])
+@pytest.mark.parametrize(
+    "name", ["nf4-fa3", "fp16-math-fp9", "fp32-fa2-bf16-x", "fp32-fa2-bf16-fused-x", "nf5", "", "-"]
+)
 def test_a_wrong_variant_is_refused_before_anything_is_written(tmp_path: Path, name: str) -> None:
     with pytest.raises(PetaliteError, match=r"variant|unknown format"):
         run(recipe_for(tmp_path, variants=("fp32", name)), tmp_path / "out", device="cpu")

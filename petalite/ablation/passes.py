@@ -66,8 +66,9 @@ def load_blocks(
     layers, rest = models.layers(parent.skeleton()), get_format(format).rest
     plans = (replace(Plan.uniform(name, rest=rest, layers=layers), merge=parent.plan.merge) for name in (format, rest))
     quantized, plain = (packed_checkpoint(parent, plan) for plan in plans)
-    classifier = load(quantized, device, attention, compute, threads)
-    kept = load(plain, device, attention, classifier.info.compute, threads)
+    # blocks are exchanged one by one, which only modules allow
+    classifier = load(quantized, device, attention, compute, threads, engine="module")
+    kept = load(plain, device, attention, classifier.info.compute, threads, engine="module")
     return classifier, Blocks(classifier.model, kept.model, layers)
 
 

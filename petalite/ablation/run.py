@@ -89,7 +89,7 @@ def ablate(
     samples = images.splits[split]
     if not samples:
         raise PetaliteError(f"{images.name} has no {split} images")
-    base = load(parent, device, threads=threads)
+    base = load(parent, device, threads=threads, engine="module")
     check_classes(base, images)
     folder = None if out is None else prepare_out(Path(out), resume=resume, force=force)
     fingerprint = _fingerprint(images, samples) if folder else None

@@ -18,11 +18,12 @@ from petalite.budget.problem import Merge, Problem
 from petalite.budget.sensitivity import divergence, sensitivities
 from petalite.checkpoint import Checkpoint
 from petalite.console import say, track
-from petalite.device import resolve_compute
-from petalite.engine import load
+from petalite.device import capability_of, resolve_compute
+from petalite.engine import fused_unavailable, load
+from petalite.engine.choice import choose_compute
 from petalite.formats import get_format
 from petalite.merging import merged_counts
-from petalite.plan import POSITIONS, block_count, in_block
+from petalite.plan import MIXED, POSITIONS, block_count, in_block
 
 #: Shares of an image's patches that the blocks together may merge away.
 MERGED_SHARES = (0.15, 0.3, 0.45, 0.6, 0.75)
@@ -71,14 +72,20 @@ def estimate(
     inside = [name for name in choices if in_block(name)]
     kinds = list(dict.fromkeys(stored for name in inside for stored in choices[name]))
     shapes = {name: (weights[name].shape[0], weights[name].shape[1]) for name in inside}
-    # formats with a grid are expanded to the same module when they are loaded, so one of them is timed for all
-    timed = [name for name in kinds if get_format(name).grid is None and name != plain]
-    times = layer_times(list(shapes.values()), [get_format(name) for name in (plain, *timed)], rows, device)
-    ms = {
-        name: {stored: times[shapes[name]].get(stored, times[shapes[name]][plain]) for stored in (*kinds, plain)}
-        for name in inside
-    }
-    merges = _merges(parent, pixels, plain, _BATCH[objective], device, merge)
+    compute = plain
+    if fused_unavailable(parent, device) is None:
+        # the engine multiplies all layers in one precision, whatever each is stored in
+        compute = choose_compute("auto", MIXED, capability_of(device), device.type).compute
+        ms = {name: dict.fromkeys((*kinds, plain), 0.0) for name in inside}
+    else:
+        # formats with a grid are expanded to the same module when they are loaded, so one of them is timed for all
+        timed = [name for name in kinds if get_format(name).grid is None and name != plain]
+        times = layer_times(list(shapes.values()), [get_format(name) for name in (plain, *timed)], rows, device)
+        ms = {
+            name: {stored: times[shapes[name]].get(stored, times[shapes[name]][plain]) for stored in (*kinds, plain)}
+            for name in inside
+        }
+    merges = _merges(parent, pixels, compute, _BATCH[objective], device, merge)
     return Problem(damage, size, ms, merges, objective, plain, rest)
 
 
@@ -95,7 +102,7 @@ def _merges(
     runs, damages, logits = {}, {}, None
     for merge in track(counts, "merge"):
         variant = replace(parent, plan=replace(parent.plan, merge=merge))
-        exact = load(variant, str(device), compute="fp32")
+        exact = load(variant, str(device), compute="fp32", engine="module")
         found = torch.cat([exact.logits(part) for part in pixels.split(_CHUNK)])
         logits = found if logits is None else logits
         damages[merge] = divergence(logits, found)

@@ -97,6 +97,7 @@ def evaluate(
     baseline: Annotated[Path | None, typer.Option(help="Checkpoint to compare with.", show_default=False)] = None,
     attention: o.Attention = "auto",
     compute: o.Compute = "auto",
+    engine: o.Engine = "auto",
     batch_size: Annotated[int, typer.Option(help="Images a forward pass.")] = 32,
     device: o.Device = "auto",
     seed: o.Seed = None,
@@ -112,7 +113,7 @@ def evaluate(
 
     accuracy = evaluate_checkpoint(
         checkpoint, data, split=split, baseline=baseline, device=device, attention=attention, compute=compute,
-        batch_size=batch_size, seed=seed or 0,
+        engine=engine, batch_size=batch_size, seed=seed or 0,
     )  # fmt: skip
     result(accuracy, as_json, sentence(accuracy))
 
@@ -123,6 +124,7 @@ def bench(
     out: Annotated[Path | None, typer.Option(help="Also write this CSV.", show_default=False)] = None,
     attention: Annotated[str, typer.Option(help="Backends, separated by commas.")] = "auto",
     compute: o.Compute = "auto",
+    engine: o.Engine = "auto",
     batch_sizes: Annotated[str, typer.Option(help="Batch sizes for latency, separated by commas.")] = "1",
     throughput_batches: Annotated[str, typer.Option(help="Batch sizes of the throughput sweep.")] = "1,8,32",
     samples: Annotated[int, typer.Option(help=describe("measure.samples"))] = 30,
@@ -144,7 +146,7 @@ def bench(
         raise PetaliteError(f"{out} exists; add --force to replace it")
     backends = o.listed(attention) or ["auto"]
     variants = [
-        Variant(f"{path.name}-{backend}" if len(backends) > 1 else path.name, path, backend, compute)
+        Variant(f"{path.name}-{backend}" if len(backends) > 1 else path.name, path, backend, compute, engine)
         for path in checkpoints
         for backend in backends
     ]
@@ -165,6 +167,7 @@ def profile(
     batch_size: Annotated[int, typer.Option(help="Images a forward pass.")] = 1,
     attention: o.Attention = "auto",
     compute: o.Compute = "auto",
+    engine: o.Engine = "auto",
     threads: o.Threads = None,
     device: o.Device = "auto",
     as_json: o.Json = False,
@@ -177,7 +180,8 @@ def profile(
     from petalite.measure.bench import Variant, profile_table
     from petalite.measure.bench import profile as profile_variant
 
-    kernels = profile_variant(Variant(checkpoint.name, checkpoint, attention, compute), batch_size, device, threads)
+    variant = Variant(checkpoint.name, checkpoint, attention, compute, engine)
+    kernels = profile_variant(variant, batch_size, device, threads)
     result(kernels, as_json, profile_table(kernels))
 
 
@@ -193,6 +197,7 @@ def predict(
     gallery: Annotated[bool, typer.Option(help="Write the gallery.")] = True,
     attention: o.Attention = "auto",
     compute: o.Compute = "auto",
+    engine: o.Engine = "auto",
     batch_size: Annotated[int, typer.Option(help="Images a forward pass.")] = 32,
     threads: o.Threads = None,
     force: o.Force = False,
@@ -214,7 +219,7 @@ def predict(
     paths = expand(sources, sys.stdin)
     summary = predict_images(
         checkpoint, paths, out, gallery=out.with_suffix(".png") if gallery else None, device=device, attention=attention,
-        compute=compute, batch_size=batch_size, threads=threads,
+        compute=compute, engine=engine, batch_size=batch_size, threads=threads,
     )  # fmt: skip
     result(summary, as_json, str(out))
     if summary["errors"]:

@@ -28,8 +28,11 @@ def _quiet(value: bool) -> bool:
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", callback=_quiet, help="No progress, no notes.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Attention = Annotated[str, typer.Option(help="auto, math, sdpa, fa2, efficient or cudnn.")]
-Compute = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16: the precision of the products.")]
+Attention = Annotated[
+    str, typer.Option(help="auto, math, sdpa, fa2, efficient, cudnn or petalite (the fused engine's own).")
+]
+Compute = Annotated[str, typer.Option(help="auto, fp32, bf16, fp16, int8 or fp8: the precision of the products.")]
+Engine = Annotated[str, typer.Option(help="auto, fused (NVIDIA GPUs) or module (plain PyTorch, as formats build it).")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with what --out holds.")]
 Force = Annotated[bool, typer.Option("--force", help="Start again, deleting what --out holds.")]
 Threads = Annotated[int | None, typer.Option(help="Threads on a CPU; default: all available cores.")]

@@ -19,6 +19,8 @@ COMPUTES = {
     "fp32": "products in 32-bit floating point",
     "fp16": "products in 16-bit floating point: fast on GPUs",
     "bf16": "products in 16 bits with FP32's range: fast on GPUs from Ampere on, and on processors that have it",
+    "int8": "products of 8-bit integers, in the fused engine: GPUs from Turing on",
+    "fp8": "products of 8-bit floats, in the fused engine: GPUs from Ada and Hopper on",
 }
 #: Where timm keeps the models that are built of its plain `Block`, and the names there that are not.
 _HOMES = ("vision_transformer", "deit", "vision_transformer_hybrid")

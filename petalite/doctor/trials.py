@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from petalite.attention import BACKENDS, Backend
-from petalite.device import resolve_compute
+from petalite.device import COMPUTES, capability_of, resolve_compute, unavailable_compute
 from petalite.errors import PetaliteError
 from petalite.formats import FORMATS, Format
 from petalite.formats.plain import DTYPES
@@ -23,7 +23,11 @@ from petalite.formats.plain import DTYPES
 
 def compute_here(device: torch.device) -> dict[str, str | None]:
     """For each precision None, or why no matrix product runs in it."""
-    return {name: _trial(partial(_try_compute, device, dtype)) for name, dtype in DTYPES.items()}
+    capability = capability_of(device)
+    return {
+        name: unavailable_compute(name, capability, device.type) or _trial(partial(_try_compute, device, name))
+        for name in COMPUTES
+    }
 
 
 def formats_here(device: torch.device) -> dict[str, str | None]:
@@ -59,8 +63,15 @@ def _trial(attempt: Callable[[], None]) -> str | None:
     return None
 
 
-def _try_compute(device: torch.device, dtype: torch.dtype) -> None:
-    nn.Linear(64, 64, device=device, dtype=dtype)(torch.zeros(2, 64, device=device, dtype=dtype)).sum().item()
+def _try_compute(device: torch.device, name: str) -> None:
+    ones = torch.ones(64, 64, device=device)
+    if name == "fp8":
+        codes, one = ones.to(torch.float8_e4m3fn), torch.ones((), device=device)
+        torch._scaled_mm(codes, codes.t(), scale_a=one, scale_b=one, out_dtype=torch.bfloat16).sum().item()
+    elif name == "int8":
+        torch._int_mm(ones.to(torch.int8), ones.to(torch.int8)).sum().item()
+    else:
+        nn.functional.linear(ones.to(DTYPES[name]), ones.to(DTYPES[name])).sum().item()
 
 
 def _try_attention(backend: Backend, device: torch.device, dtype: torch.dtype) -> None:

@@ -4,7 +4,18 @@ from petalite.engine import load
 classifier = load("runs/demo/checkpoints/nf4", attention="fa2")
 """
 
-from petalite.device import resolve_compute, resolve_device
-from petalite.engine.classifier import Classifier, Info, Prediction, load
+from petalite.device import resolve_device
+from petalite.engine.classifier import Classifier, Info, Prediction
+from petalite.engine.cuda import OWN_ATTENTION
+from petalite.engine.loading import ENGINES, fused_unavailable, load
 
-__all__ = ["Classifier", "Info", "Prediction", "load", "resolve_compute", "resolve_device"]
+__all__ = [
+    "ENGINES",
+    "OWN_ATTENTION",
+    "Classifier",
+    "Info",
+    "Prediction",
+    "fused_unavailable",
+    "load",
+    "resolve_device",
+]

@@ -35,12 +35,13 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Variant:
-    """A checkpoint with the attention and the compute precision that it runs with."""
+    """A checkpoint with the attention, the compute precision and the engine that it runs with, as `load` takes them."""
 
     name: str
     checkpoint: Path
     attention: str = "auto"
     compute: str = "auto"
+    engine: str = "auto"
 
 
 @dataclass
@@ -135,7 +136,9 @@ def _load(runs: Sequence[_Run], settings: Row) -> None:
 
 
 def _load_into(worker: Worker, variant: Variant, settings: Row) -> Row:
-    return worker.load(variant.checkpoint, attention=variant.attention, compute=variant.compute, **settings)
+    return worker.load(
+        variant.checkpoint, attention=variant.attention, compute=variant.compute, engine=variant.engine, **settings
+    )
 
 
 def _latency(runs: list[_Run], batch: int, samples: int, seconds: float, rounds: int, *, first: bool) -> None:
@@ -212,6 +215,7 @@ def _row(run: _Run) -> Row:
         "reason": run.failure,
         "attention": info.get("attention", variant.attention),
         "compute": info.get("compute", variant.compute),
+        "engine": info.get("engine", variant.engine),
         **{
             key: info.get(key)
             for key in ("format", "device", "architecture", "image_size", "parameters", "load_s", "threads")

@@ -34,7 +34,10 @@ Totals = defaultdict[tuple[str, Kind], tuple[float, int]]
 KINDS: tuple[Kind, ...] = ("attention", "matmul", "dequantize", "other")
 #: The first pattern that a name matches decides, so that a fused attention kernel built on CUTLASS is attention.
 _PATTERNS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
-    ("attention", re.compile(r"attention|attn|fmha|sdpa|flash|softmax|aten::(baddbmm|bmm)\b", re.I)),
+    (
+        "attention",
+        re.compile(r"attention|attn|fmha|sdpa|flash|softmax|aten::(baddbmm|bmm)\b|^_(whole|streamed)\b", re.I),
+    ),
     (
         "dequantize",
         re.compile(
@@ -46,7 +49,7 @@ _PATTERNS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
     (
         "matmul",
         re.compile(
-            r"gemm|gemv|xmma|nvjet|cutlass|splitKreduce|fprop|convolve|triton_tem_|linear_matmul"
+            r"gemm|gemv|xmma|nvjet|cutlass|splitKreduce|fprop|convolve|triton_tem_|linear_matmul|^_product\b"
             r"|::\w*((?<!bi)linear|conv(?!ert)|matmul)|aten::(\w*mm|_addmm_activation|(add)?mv|dot)\b",
             re.I,
         ),
@@ -54,6 +57,8 @@ _PATTERNS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
 )
 #: Which implementation of attention a name proves; the fused ones come first, since softmax may occur elsewhere too.
 _IMPLEMENTATIONS = (
+    # the fused engine's own (engine/kernels/attention.py); beside it another may run for a last block's few queries
+    ("petalite", re.compile(r"^_(whole|streamed)\b")),
     ("cudnn", re.compile(r"cudnn\w*_sdpa|cudnn_attention", re.I)),
     ("fa3", re.compile(r"FlashAttnFwdSm90")),
     ("fa2", re.compile(r"flash_fwd|flash_attn|flash_attention", re.I)),
@@ -70,7 +75,7 @@ def kind_of(name: str) -> Kind | None:
 
 
 def implementation_of(name: str) -> str | None:
-    """Which attention the name proves: cudnn, fa3, fa2, efficient, math; None for any other name."""
+    """Which attention the name proves: petalite, cudnn, fa3, fa2, efficient, math; None for any other name."""
     return next((ran for ran, pattern in _IMPLEMENTATIONS if pattern.search(name)), None)
 
 

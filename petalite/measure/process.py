@@ -77,11 +77,13 @@ class Worker:
         compute: str = "auto",
         device: str = "auto",
         threads: int | None = None,
+        engine: str = "auto",
     ) -> dict[str, Any]:
         """Load the variant; its Info, `load_s`, `threads` and `before_bytes`."""
         return self._ask(
-            "load", checkpoint=str(checkpoint), attention=attention, compute=compute, device=device, threads=threads
-        )
+            "load", checkpoint=str(checkpoint), attention=attention, compute=compute, device=device, threads=threads,
+            engine=engine,
+        )  # fmt: skip
 
     def warm_up(self, batch: int) -> None:
         """Run a batch until the times settle."""

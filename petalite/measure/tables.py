@@ -17,7 +17,7 @@ from petalite.measure.environment import hardware
 
 _LATENCY = ("mean_ms", "p50_ms", "p95_ms", "p99_ms", "samples")
 _KERNELS = ("total_ms", "attention_ms", "matmul_ms", "dequantize_ms", "other_ms")
-_VARIANT = ("architecture", "format", "attention", "attention_ran", "compute", "device", "threads", "status")
+_VARIANT = ("architecture", "format", "attention", "attention_ran", "compute", "engine", "device", "threads", "status")
 
 
 def write_benchmark_csv(rows: Sequence[dict[str, Any]], path: Path, environment: dict[str, Any] | None = None) -> None:
@@ -82,7 +82,7 @@ def _line(row: dict[str, Any], batch: int | None) -> dict[str, Any]:
     memory: dict[str, Any] = row["memory"] or {}
     return {
         "variant": row["name"],
-        **{key: row[key] for key in _VARIANT},
+        **{key: row.get(key) for key in _VARIANT},
         "image_size": "x".join(map(str, row["image_size"] or ())),
         "batch_size": batch,
         **{f"latency_{key}": latency.get(key) for key in _LATENCY},

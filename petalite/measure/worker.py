@@ -50,6 +50,7 @@ class Session:
         compute: str = "auto",
         device: str = "auto",
         threads: int | None = None,
+        engine: str = "auto",
     ) -> Answer:
         """Load the variant: the classifier's Info, `load_s`, `threads`, and `before_bytes`, what was held before."""
         import torch
@@ -63,7 +64,9 @@ class Session:
         memory.reset_peak(target)
         before = memory.peak(target)["peak_bytes"]
         start = time.perf_counter()
-        self._classifier = self._load(checkpoint, device=device, attention=attention, compute=compute, threads=threads)
+        self._classifier = self._load(
+            checkpoint, device=device, attention=attention, compute=compute, threads=threads, engine=engine
+        )
         self._wait()
         load_s = time.perf_counter() - start
         info: Answer = self._classifier.info.as_dict()

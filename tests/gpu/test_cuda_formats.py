@@ -9,6 +9,7 @@ import torch
 
 from petalite.attention import BACKENDS
 from petalite.engine import load
+from petalite.engine.choice import choose_compute
 from petalite.errors import PetaliteError
 from petalite.formats import FORMATS
 from petalite.measure.bench import Variant, benchmark
@@ -37,11 +38,23 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_format_runs_on_the_gpu_as_its_unpacked_weights_do(checkpoints: Path, name: str) -> None:
     classifier = load(checkpoints / name, "cuda")
     logits = classifier.logits(tiny_pixels())
-    reference = load(checkpoints / "fp32", "cpu").logits(tiny_pixels())
-    assert classifier.info.compute == {"fp32": "fp32", "bf16": "bf16"}.get(name, "fp16")
-    bound = {"fp32": 1e-4, "fp16": 0.01, "bf16": 0.05, "int8": 0.05}.get(name, 0.3)
+    reference = load(checkpoints / name, "cpu", compute="fp32").logits(tiny_pixels())
+    assert classifier.info.compute == choose_compute("auto", name, torch.cuda.get_device_capability(), "cuda").compute
+    bound = {"fp32": 1e-4, "fp16": 0.01, "bf16": 0.05}.get(classifier.info.compute, 0.2)
     assert (logits - reference).norm() / reference.norm() < bound
     assert torch.equal(load(checkpoints / name, "cuda").logits(tiny_pixels()), logits)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_format_runs_in_its_own_module(checkpoints: Path, name: str) -> None:
+    classifier = load(checkpoints / name, "cuda", engine="module")
+    logits = classifier.logits(tiny_pixels())
+    reference = load(checkpoints / name, "cpu", compute="fp32").logits(tiny_pixels())
+    assert classifier.info.engine == "module"
+    assert classifier.info.compute == {"fp32": "fp32", "bf16": "bf16"}.get(name, "fp16")
+    bound = {"fp32": 1e-4, "bf16": 0.05, "int8": 0.1}.get(name, 0.02)
+    assert (logits - reference).norm() / reference.norm() < bound
+    assert torch.equal(load(checkpoints / name, "cuda", engine="module").logits(tiny_pixels()), logits)
 
 
 @pytest.mark.parametrize("name", BACKENDS)

@@ -32,6 +32,8 @@ ATTENTION = {
     "void at::native::(anonymous namespace)::cunn_SoftMaxForward<8, c10::Half, float, c10::Half>": "math",
     "aten::_softmax": "math",
     "aten::bmm": None,
+    "_whole": "petalite",
+    "_streamed": "petalite",
 }
 MATMUL = (
     "nvjet_hsh_256x128_64x4_2x1_v_bz_TNN",
@@ -41,6 +43,7 @@ MATMUL = (
     "sm80_xmma_gemm_f32f32_f32f32_f32_tn_n_tilesize64x256x8_stage3_warpsize2x2x1_ffma_aligna4_alignc4",
     "sm90_xmma_gemm_i8i32_i8i32_i32_tn_n_tilesize128x128x128",
     "ampere_sgemm_128x64_tn",
+    "_product",
     "ampere_bf16_s16816gemm_bf16_256x128_ldg8_f2f_stages_32x3_nn",
     "ampere_igemm_int8_128x128_ldg4_nt",
     "void cutlass::Kernel2<cutlass_80_tensorop_i16832gemm_s8_128x256_128x3_tn_align16>(cutlass_80_tensorop::Params)",
@@ -109,6 +112,7 @@ def test_the_rest_is_sorted_by_name_and_proves_no_attention(name: str, kind: str
         ({"ampere_sgemm_128x64_tn", "softmax_warp_forward", "pytorch_flash::flash_fwd_kernel"}, "fa2"),
         ({"ampere_sgemm_128x64_tn", "softmax_warp_forward"}, "math"),
         ({"cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma", "cunn_SoftMaxForward"}, "cudnn"),
+        ({"_whole", "_product", "pytorch_flash::flash_fwd_kernel"}, "petalite"),
         ({"ampere_sgemm_128x64_tn"}, None),
         (set(), None),
     ],

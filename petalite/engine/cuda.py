@@ -1,0 +1,387 @@
+"""The forward pass on a GPU: uint8 pixels to logits in few kernels, all of which a CUDA graph can hold.
+
+    fused = Fused(read_network(checkpoint), torch.device("cuda", 0), "fp8")
+    logits = fused(pixels)               # float32 (B, classes) on the device, not synchronized
+    fused.attention, fused.scales        # what runs: 'petalite', 'static for …'
+
+What lies between two products is one pass over memory: adding a branch to the residual stream, normalizing and
+quantizing is one kernel; attention writes what the next product takes; GELU is the end of the product before it, where a
+trial finds that quicker. In the last block of a model that reads its class token alone, the other tokens only give keys
+and values. Everything is chosen by shape, nothing by value, and nothing waits for the device.
+
+FP8 has one scale for all tokens everywhere: from the weights it is proven what no input can exceed (bounds.py), and
+floating point loses nothing by room above its values. Integers would; they have a scale for each token, computed where
+the codes are written, and behind attention, where a whole row is never in one place, one that calibration has found
+(`plan.activations`). Not so behind GELU: of its outputs few are large and many small, and 8 bits are too few for those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from petalite.attention import BACKENDS, resolve_attention
+from petalite.device import capability_of
+from petalite.engine.bounds import bounds
+from petalite.engine.choice import plain_dtype
+from petalite.engine.kernels import Quantized
+from petalite.engine.products import Expanded, Products, shape_class
+from petalite.engine.trial import Choices, Trials, trials_for
+from petalite.engine.weights import Block, Network, Norm
+from petalite.errors import PetaliteError, did_you_mean
+from petalite.merging import merge_tokens
+
+#: The name of the engine's own attention kernel, besides those of `petalite.attention`.
+OWN_ATTENTION = "petalite"
+#: What the own kernel takes: heads of these sizes, and as many tokens.
+_HEAD_DIMS, _MOST_TOKENS = range(16, 129, 16), 1024
+_TRIAL_BATCH = 32
+#: `auto`: one for all tokens wherever that loses nothing; `token`: one for each token everywhere.
+SCALES = ("auto", "token")
+
+
+@dataclass(frozen=True)
+class _Layers:
+    """One block on the device. In the last, where the head reads some tokens only, `query` is apart from `qkv`."""
+
+    norm1: Norm
+    qkv: Expanded
+    query: Expanded | None
+    q_norm: Norm | None
+    k_norm: Norm | None
+    proj: Expanded
+    norm2: Norm
+    fc1: Expanded
+    fc2: Expanded
+    merge: int
+    sized: bool
+
+
+class Fused:
+    """A network on a device, in one precision.
+
+    compute: fp32, fp16, bf16, int8 or fp8. attention: `petalite`, a backend of `petalite.attention`, or `auto`: the
+    quickest of them here. trials: where the quickest kernels are remembered. scales: one of SCALES.
+    Raises PetaliteError for an attention that cannot run here.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        device: torch.device,
+        compute: str,
+        attention: str = "auto",
+        trials: Trials | None = None,
+        scales: str = "auto",
+    ) -> None:
+        if scales not in SCALES:
+            raise PetaliteError(f"unknown scales '{scales}'{did_you_mean(scales, SCALES)}; known: {', '.join(SCALES)}")
+        self._static = scales == "auto"
+        self._calibrated = any(linear.span is not None for linear in network.linears())
+        self.shape, self.device, self.compute = network.shape, device, compute
+        self.plain = plain_dtype(compute, capability_of(device))
+        self.choices = Choices(trials or trials_for(device), device)
+        self.products = Products(compute, self.plain, self.choices)
+        self.codes = self.products.codes
+        self._pixels = self._plain_linear(network.pixels.weight, network.pixels.bias)
+        self._normalized = self._plain_linear(network.normalized.weight, network.normalized.bias)
+        self._tokens, self._positions = (part.to(device, self.plain) for part in (network.tokens, network.positions))
+        self._norm_pre, self._norm, self._fc_norm = map(self._placed, (network.norm_pre, network.norm, network.fc_norm))
+        last = len(network.blocks) - 1
+        self._blocks = [self._layers(block, index == last) for index, block in enumerate(network.blocks)]
+        # the answers are worth 32 bits, and a product this small costs nothing
+        self._head_weight = network.head.weight.to(device)
+        self._head_bias = None if network.head.bias is None else network.head.bias.to(device)
+        self.attention = self._resolved(attention)
+
+    @property
+    def scales(self) -> str | None:
+        """How inputs of products get their scales, in words; None where they have none."""
+        if self.codes is None:
+            return None
+        layers = [layer for block in self._blocks for layer in (block.qkv, block.proj, block.fc1, block.fc2)]
+        static = sum(layer.step is not None for layer in layers)
+        if static == 0:
+            return "per token"
+        if static == len(layers):
+            return "static, from bounds of the weights" + (" and calibrated ranges" if self._calibrated else "")
+        return f"static for {static} of {len(layers)} products, per token elsewhere"
+
+    def report(self) -> dict[str, Any]:
+        """JSON values: what was chosen, for each shape that has been met."""
+        return {"attention": self.attention, "scales": self.scales, "kernels": self.choices.report()}
+
+    @torch.inference_mode()
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Logits float32 (B, classes) of pixels (B, 3, H, W) on the device: uint8, or floating point and normalized."""
+        x = self._embed(pixels)  # B, N, C
+        sizes: Tensor | None = None
+        branch: Tensor | None = None
+        full = self._blocks[:-1] if self.shape.read else self._blocks
+        for block in full:
+            x, sizes, branch = self._block(block, x, sizes, branch)
+        if self.shape.read:
+            pooled = self._read(self._blocks[-1], x, sizes, branch)
+        else:
+            pooled = self._mean(x, sizes, branch)
+        if self._fc_norm is not None:
+            norm = self._fc_norm
+            pooled = F.layer_norm(pooled, pooled.shape[-1:], norm.weight, norm.bias, norm.eps)
+        return F.linear(pooled, self._head_weight, self._head_bias)
+
+    def _embed(self, pixels: Tensor) -> Tensor:
+        """Patches with their positions behind the prefix tokens, (B, N, C)."""
+        B, prefix, C = len(pixels), self.shape.prefix, self.shape.width
+        (rows, columns), (high, wide) = self.shape.grid, self.shape.patch
+        pixels = pixels[:, :, : rows * high, : columns * wide]  # what is left at the edges is not seen
+        if pixels.dtype == torch.uint8:
+            from petalite.engine.kernels.patches import patches
+
+            cut, (weight, bias) = patches(pixels.contiguous(), self.shape.patch, self.plain), self._pixels
+        else:
+            cut = pixels.to(self.plain).reshape(B, 3, rows, high, columns, wide).permute(0, 2, 4, 1, 3, 5)
+            cut, (weight, bias) = cut.reshape(B * rows * columns, -1), self._normalized
+        embedded = F.linear(cut, weight, bias).view(B, -1, C)
+        x = embedded.new_empty(B, prefix + embedded.shape[1], C)
+        x[:, :prefix] = self._tokens
+        torch.add(embedded, self._positions, out=x[:, prefix:])
+        if self._norm_pre is None:
+            return x
+        return self._normed(x, self._norm_pre, None, dtype=self.plain)[0].view_as(x)
+
+    def _block(
+        self, block: _Layers, x: Tensor, sizes: Tensor | None, branch: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """One block for all tokens: the stream (B, N, C) and the last branch, which is still to be added to it."""
+        B, N, _ = x.shape
+        normed = self._normed(x, block.norm1, branch, block.qkv.step)
+        qkv = self.products.multiply(normed, block.qkv).view(B, N, -1)
+        self._norm_heads(qkv, block)
+        attended = self._attended(self.attention, qkv, block.proj, sizes)
+        branch = self.products.multiply(attended, block.proj)
+        if block.sized and sizes is None:
+            sizes = torch.ones(B, N, device=x.device)
+        if block.merge and sizes is not None:
+            key = self._heads(qkv)[1]
+            x, sizes = merge_tokens(x.add_(branch.view_as(x)), sizes, key, block.merge, self.shape.prefix)
+            branch = None
+        normed = self._normed(x, block.norm2, branch, block.fc1.step)
+        return x, sizes, self._mlp(normed, block)
+
+    def _read(self, block: _Layers, x: Tensor, sizes: Tensor | None, branch: Tensor | None) -> Tensor:
+        """The last block for the tokens that the head reads, then the final norm, float32 (B, read·C)."""
+        assert block.query is not None
+        B, N, C = x.shape
+        read = self.shape.read
+        normed = self._normed(x, block.norm1, branch, block.qkv.step)
+        heads = self.shape.heads
+        key, value = self.products.multiply(normed, block.qkv).view(B, N, 2, heads, -1).permute(2, 0, 3, 1, 4)
+        first = self.products.multiply(_first_rows(normed, B, read), block.query).view(B, read, heads, -1)
+        query = _layer_norm(first.transpose(1, 2), block.q_norm)
+        bias = None if sizes is None else sizes.log()[:, None, None]
+        # for a few queries; neither the own kernel nor cuDNN's is made for them
+        name = self.attention if self.attention not in (OWN_ATTENTION, "cudnn") else "sdpa"
+        out = BACKENDS[name].attend(query, _layer_norm(key, block.k_norm), value, bias)
+        attended = self._quantized(out.transpose(1, 2).reshape(B * read, -1), block.proj)
+        x = x[:, :read].reshape(B * read, C).contiguous()
+        normed = self._normed(x, block.norm2, self.products.multiply(attended, block.proj), block.fc1.step)
+        branch = self._mlp(normed, block)
+        if self._norm is None:
+            return (x.float() + branch.float()).view(B, -1)
+        return self._normed(x, self._norm, branch, dtype=torch.float32)[0].view(B, -1)
+
+    def _mean(self, x: Tensor, sizes: Tensor | None, branch: Tensor | None) -> Tensor:
+        """The final norm and the mean over tokens, each as often as it stands for patches, float32 (B, C)."""
+        start = self.shape.mean_from
+        if self._norm is None:
+            x = x if branch is None else x.add_(branch.view_as(x))
+        else:
+            x = self._normed(x, self._norm, branch, dtype=self.plain)[0].view_as(x)
+        if sizes is None:
+            return x[:, start:].mean(dim=1, dtype=torch.float32)
+        share = sizes[:, None, start:]  # B, 1, tokens
+        return ((share / share.sum(-1, keepdim=True)) @ x[:, start:].float())[:, 0]
+
+    def _mlp(self, normed: Quantized, block: _Layers) -> Tensor:
+        hidden = self.products.multiply_gelu(normed, block.fc1, block.fc2.step, self.shape.gelu)
+        return self.products.multiply(hidden, block.fc2)
+
+    def _normed(
+        self, x: Tensor, norm: Norm, branch: Tensor | None, step: Tensor | None = None, dtype: torch.dtype | None = None
+    ) -> Quantized:
+        """LayerNorm of the stream (…, C), after `branch` is added to it in place; rows as the next product takes them."""
+        from petalite.engine.kernels.norm import norm as apply_norm
+
+        rows, dtype = x.view(-1, x.shape[-1]), dtype or self.codes or self.plain
+        return apply_norm(rows, norm.weight, norm.bias, norm.eps, add=branch, dtype=dtype, scale=step)
+
+    def _attended(self, name: str, qkv: Tensor, proj: Expanded, sizes: Tensor | None) -> Quantized:
+        """Attention of qkv (B, N, 3·H·D) by a backend, rows (B·N, H·D) as the next product takes them."""
+        if name != OWN_ATTENTION:
+            query, key, value = self._heads(qkv)
+            bias = None if sizes is None else sizes.log()[:, None, None]
+            out = BACKENDS[name].attend(query, key, value, bias).transpose(1, 2)  # B, N, H, D
+            return self._quantized(out.reshape(qkv.shape[0] * qkv.shape[1], -1), proj)
+        from petalite.engine.kernels.attention import configs
+
+        B, N, _ = qkv.shape
+        found = {str(config): config for config in configs(shape_class(B), N, self.shape.heads, self.shape.head_dim)}
+        if sizes is not None or self.device.type == "cpu":
+            # merged tokens differ in number from block to block: trials for all would take longer than they gain
+            return self._own_attended(qkv, proj, sizes, next(iter(found.values())))
+
+        def ways() -> dict[str, Callable[[], Quantized]]:
+            return {name: partial(self._own_attended, qkv, proj, None, config) for name, config in found.items()}
+
+        name = self.choices.choose(f"{OWN_ATTENTION} {self._attention_key(B, N, proj)}", ways, _alike)
+        return self._own_attended(qkv, proj, None, found[name])
+
+    def _own_attended(self, qkv: Tensor, proj: Expanded, sizes: Tensor | None, config: Any) -> Quantized:
+        from petalite.engine.kernels.attention import attention
+
+        if self.codes is None or proj.step is None:
+            values = attention(qkv, self.shape.heads, dtype=self.plain, sizes=sizes, config=config)
+            return self._quantized(values, proj)
+        codes = attention(qkv, self.shape.heads, dtype=self.codes, scale=proj.step, sizes=sizes, config=config)
+        return codes, proj.step
+
+    def _attention_key(self, B: int, N: int, proj: Expanded) -> str:
+        """`attention fp8 static 32x197x16x64`: how it is written, then images, tokens, heads and their channels."""
+        written = "plain" if self.codes is None else "per token" if proj.step is None else "static"
+        plain = str(self.plain).removeprefix("torch.")
+        return (
+            f"attention {self.compute} {plain} {written} {shape_class(B)}x{N}x{self.shape.heads}x{self.shape.head_dim}"
+        )
+
+    def _quantized(self, values: Tensor, layer: Expanded) -> Quantized:
+        """Plain values (rows, in) as `layer` takes them."""
+        if self.codes is None:
+            return values, None
+        from petalite.engine.kernels.quantize import quantize
+
+        return quantize(values, self.codes, layer.step)
+
+    def _heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, N, 3·H·D) -> query, key, value, (B, H, N, D) each, not copied."""
+        B, N, _ = qkv.shape
+        query, key, value = qkv.view(B, N, 3, self.shape.heads, -1).permute(2, 0, 3, 1, 4)
+        return query, key, value
+
+    def _norm_heads(self, qkv: Tensor, block: _Layers) -> None:
+        """Normalize each head's queries and keys in place, where the model does that."""
+        query, key, _ = self._heads(qkv)
+        for part, norm in ((query, block.q_norm), (key, block.k_norm)):
+            if norm is not None:
+                part.copy_(_layer_norm(part, norm))
+
+    def _resolved(self, name: str) -> str:
+        """The attention that runs."""
+        refused = self._own_attention_refuses()
+        if name == OWN_ATTENTION and refused:
+            raise PetaliteError(f"attention {OWN_ATTENTION} takes {refused}; use --attention auto")
+        if name not in ("auto", OWN_ATTENTION):
+            if name not in BACKENDS:
+                known = (OWN_ATTENTION, *BACKENDS)
+                raise PetaliteError(
+                    f"unknown attention '{name}'{did_you_mean(name, known)}; known: auto, {', '.join(known)}"
+                )
+            resolve_attention(name, self.device, self.plain)
+            return name
+        if name == OWN_ATTENTION or (not refused and self.device.type == "cpu"):
+            return OWN_ATTENTION
+        names = [other.name for other in BACKENDS.values() if other.unavailable(self.device, self.plain) is None]
+        names = [other for other in ("sdpa", "cudnn", "fa2", "efficient") if other in names]
+        # in 32 bits exactness comes before speed
+        if self.compute == "fp32" or self.device.type == "cpu":
+            return "sdpa"
+        return self._quickest(names if refused else [*names, OWN_ATTENTION])
+
+    def _own_attention_refuses(self) -> str | None:
+        if self.shape.head_dim not in _HEAD_DIMS:
+            return f"heads of 16 to 128 channels, a multiple of 16, not {self.shape.head_dim}"
+        if self.shape.tokens > _MOST_TOKENS:
+            return f"up to {_MOST_TOKENS} tokens, not {self.shape.tokens}"
+        return None
+
+    def _quickest(self, names: list[str]) -> str:
+        """The quickest attention for batches of 32 images, quantization included."""
+        N, width = self.shape.tokens, 3 * self.shape.heads * self.shape.head_dim
+        proj = self._blocks[0].proj
+        generator = torch.Generator().manual_seed(0)
+        qkv = torch.randn(_TRIAL_BATCH, N, width, generator=generator).to(self.device, self.plain)
+
+        def ways() -> dict[str, Callable[[], Quantized]]:
+            return {name: partial(self._attended, name, qkv, proj, None) for name in names}
+
+        with torch.inference_mode():
+            return self.choices.choose(self._attention_key(_TRIAL_BATCH, N, proj), ways, _alike)
+
+    def _layers(self, block: Block, last: bool) -> _Layers:
+        expand, step = self.products.expand, self.products.step
+        found = bounds(block) if self._static else None
+        # integers: only behind attention, where a row is never in one place; elsewhere a scale a token costs nothing
+        inner = found if self.codes == torch.float8_e4m3fn else None
+        before = {
+            "qkv": step(None, inner.qkv) if inner else None,
+            "proj": step(block.proj.span, found.proj) if found else None,
+            "fc1": step(None, inner.fc1) if inner else None,
+            "fc2": step(block.fc2.span, inner.fc2) if inner else None,
+        }
+        qkv, query = block.qkv, None
+        if last and self.shape.read:
+            width = len(qkv.weight) // 3
+            qkv, query = qkv.rows(width, 3 * width), expand(qkv.rows(0, width), before["qkv"])
+        return _Layers(
+            norm1=_on(block.norm1, self.device),
+            qkv=expand(qkv, before["qkv"]),
+            query=query,
+            q_norm=self._placed(block.q_norm),
+            k_norm=self._placed(block.k_norm),
+            proj=expand(block.proj, before["proj"]),
+            norm2=_on(block.norm2, self.device),
+            fc1=expand(block.fc1, before["fc1"]),
+            fc2=expand(block.fc2, before["fc2"]),
+            merge=block.merge,
+            sized=block.sized,
+        )
+
+    def _placed(self, norm: Norm | None) -> Norm | None:
+        return None if norm is None else _on(norm, self.device)
+
+    def _plain_linear(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return weight.to(self.device, self.plain), None if bias is None else bias.to(self.device, self.plain)
+
+
+def _on(norm: Norm, device: torch.device) -> Norm:
+    return Norm(norm.weight.to(device), norm.bias.to(device), norm.eps)
+
+
+def _layer_norm(x: Tensor, norm: Norm | None) -> Tensor:
+    """LayerNorm over the last axis, computed in float32."""
+    if norm is None:
+        return x
+    return F.layer_norm(x.float(), x.shape[-1:], norm.weight, norm.bias, norm.eps).to(x.dtype)
+
+
+def _first_rows(a: Quantized, images: int, count: int) -> Quantized:
+    """The first `count` rows of each image."""
+    values, scale = a
+    first = values.view(images, -1, values.shape[1])[:, :count].reshape(images * count, -1).contiguous()
+    if scale is None or scale.numel() == 1 < len(values):
+        return first, scale
+    return first, scale.view(images, -1)[:, :count].reshape(-1).contiguous()
+
+
+def _alike(one: Quantized, other: Quantized) -> bool:
+    def plain(a: Quantized) -> Tensor:
+        values, scale = a
+        return values.float() if scale is None else values.float() * scale.view(-1, 1)
+
+    first, second = plain(one), plain(other)
+    return bool((first - second).norm() <= 0.1 * first.norm())

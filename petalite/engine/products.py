@@ -1,0 +1,306 @@
+"""Matrix products in the precision that was chosen, each shape by the kernel that a short trial found quickest for it.
+
+    products = Products("fp8", torch.bfloat16, Choices(trials_for(device), device))
+    layer = products.expand(network.blocks[0].fc1)
+    y = products.multiply(codes, layer)                          # (rows, out), in 16 bits
+    codes = products.multiply_gelu(codes, layer, step)           # GELU of it, as the next product takes it
+
+Weights of 8 bits have a scale for each output (row of the weight), inputs one for each token or one for all, known from
+calibration. cuBLAS, through PyTorch, and Petalite's own kernel (kernels/product.py) compute the same; which is quicker
+depends on the shape, and only the latter writes GELU's codes at once. On a CPU the products are exact and slow: they are
+for tests.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from petalite.device import capability_of
+from petalite.engine.kernels import Quantized
+from petalite.engine.kernels.tiles import Config, configs
+from petalite.engine.trial import Choices
+from petalite.engine.weights import Linear
+
+CODES = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
+LARGEST = {torch.float8_e4m3fn: 448.0, torch.int8: 127.0}
+CUBLAS, SEPARATE, OWN = "cublas", "separate", "petalite"
+#: The end of a calibrated range as a part of the largest code. The range leaves out outliers that would cost integers
+#: their precision; floating point has room for them: below 1/8 it keeps its precision over 12 more octaves.
+_FILLED = {torch.float8_e4m3fn: 1 / 8, torch.int8: 1.0}
+#: Rows whose largest values are further apart than this get scales of their own: of e4m3's 15 octaves, 9 are left for
+#: the values within a row.
+_EVEN = 64.0
+#: Results of two kernels for the same product differ by rounding alone, of codes where those are written.
+_ROUNDING, _ROUNDING_OF_CODES = 0.02, 0.1
+
+
+@dataclass(frozen=True)
+class Expanded:
+    """One layer as it is multiplied.
+
+    weight: (out, in), codes of 8 bits or plain values. scale: float32 (out,), what a step of each row's codes is worth, or
+    (1,) of all. bias: float32 (out,); plain_bias: the same in the precision between the products. step: float32 (1,), what
+    a step of the inputs' codes is worth where that is known beforehand, and then folded: scale · step.
+    """
+
+    name: str
+    weight: Tensor
+    scale: Tensor | None
+    bias: Tensor | None
+    plain_bias: Tensor | None
+    step: Tensor | None
+    folded: Tensor | None
+
+
+class Products:
+    """The products of one engine, in one precision, on the device of its choices.
+
+    compute: fp32, fp16, bf16, int8 or fp8. plain: what stands between the products.
+    """
+
+    def __init__(self, compute: str, plain: torch.dtype, choices: Choices) -> None:
+        self.compute, self.plain, self.choices, self.device = compute, plain, choices, choices.device
+        self.codes = CODES.get(compute)
+        self._capability = capability_of(self.device) or (0, 0)  # a CPU has no use for it
+        self._ones: dict[int, Tensor] = {}
+        self._alike: dict[torch.Size, list[Tensor]] = {}
+
+    def step(self, span: tuple[float, float] | None, bound: float | None) -> Tensor | None:
+        """What a step of a layer's input codes is worth, float32 (1,); None where each token needs its own.
+
+        span: what calibration saw; bound: what the weights prove that no input exceeds. Integers need the former. Floating
+        point takes the latter, and of a span that is far smaller the room that it leaves for outliers.
+        """
+        if self.codes is None or (span is None and (bound is None or not self.codes.is_floating_point)):
+            return None
+        worth = [step_of(span, self.codes)] if span is not None else []
+        worth += [max(bound, 1e-6) / LARGEST[self.codes]] if bound is not None and self.codes.is_floating_point else []
+        return torch.tensor([min(worth)], device=self.device)
+
+    def expand(self, linear: Linear, step: Tensor | None = None) -> Expanded:
+        """A layer made ready. step: float32 (1,) where its inputs are quantized with one scale for all."""
+        weight = linear.weight.to(self.device)
+        bias = None if linear.bias is None else linear.bias.to(self.device)
+        scale = folded = None
+        if self.codes is None:
+            weight = weight.to(self.plain)
+        else:
+            # one scale for all is what GPUs multiply fastest, and floating point loses nothing by it
+            whole = step is not None and self.codes.is_floating_point and _even(weight)
+            weight, scale = encode(weight, self.codes, whole=whole)
+            folded = None if step is None else scale * step
+        plain_bias = None if bias is None else bias.to(self.plain)
+        weight = weight.contiguous()
+        self._alike.setdefault(weight.shape, []).append(weight)
+        return Expanded(linear.name, weight, scale, bias, plain_bias, step, folded)
+
+    def multiply(self, a: Quantized, layer: Expanded) -> Tensor:
+        """(rows, in), with a scale for each row or one for all where it has codes -> (rows, out), plain."""
+        if self.device.type == "cpu":
+            return self._exact(a, layer)
+        key = self._key(a, layer, "plain")
+        y: Tensor = self._way(self.choices.choose(key, partial(self._ways, a, layer), _close), a, layer)()
+        return y
+
+    def multiply_gelu(self, a: Quantized, layer: Expanded, step: Tensor | None, gelu: str) -> Quantized:
+        """GELU of the product, as the next product takes it; step: of its codes where calibration has said so.
+
+        gelu: `none` (exact) or `tanh`.
+        """
+        fusable = gelu == "none" and self.compute != "fp32" and (self.codes is None or step is not None)
+        if not fusable or self.device.type == "cpu":
+            return self._separate(a, layer, step, gelu)
+        key = self._key(a, layer, "gelu")
+        own = self._own_ways(a[0], layer)
+
+        def ways() -> dict[str, Callable[[], Quantized]]:
+            def fused(config: Config, other: Expanded) -> Quantized:
+                return self._fused(a, other, step, config)
+
+            found = {name: self._in_turn(layer, partial(fused, config)) for name, config in own.items()}
+            return {SEPARATE: self._in_turn(layer, lambda other: self._separate(a, other, step, gelu)), **found}
+
+        name = self.choices.choose(key, ways, _close_codes if self.codes else _close_values)
+        if name == SEPARATE:
+            return self._separate(a, layer, step, gelu)
+        return self._fused(a, layer, step, own[name])
+
+    def _key(self, a: Quantized, layer: Expanded, written: str) -> str:
+        rows, (outputs, inputs) = a[0].shape[0], layer.weight.shape
+        between = ""
+        if self.codes is not None:
+            factors = self._scales(a, layer)
+            whole = factors[0] is None and factors[1] is not None and factors[1].numel() == 1
+            between = f" {str(self.plain).removeprefix('torch.')}{' whole' if whole else ''}"
+        return f"{self.compute}{between} {shape_class(rows)}x{inputs}x{outputs} {written}"
+
+    def _ways(self, a: Quantized, layer: Expanded) -> dict[str, Callable[[], Tensor]]:
+        """Every kernel that takes this shape."""
+        names = [CUBLAS] if self._cublas_takes(a[0], layer) else []
+        if self.compute != "fp32":
+            names += self._own_ways(a[0], layer)
+
+        def run(name: str, other: Expanded) -> Tensor:
+            return self._way(name, a, other)()
+
+        return {name: self._in_turn(layer, partial(run, name)) for name in names}
+
+    def _in_turn(self, layer: Expanded, way: Callable[[Expanded], Any]) -> Callable[[], Any]:
+        """`way` with the weights of all layers of this shape in turn: a pass through the model finds none in a cache."""
+        weights = [layer.weight, *(other for other in self._alike[layer.weight.shape] if other is not layer.weight)]
+        turns = itertools.cycle([replace(layer, weight=weight) for weight in weights])
+        return lambda: way(next(turns))
+
+    def _way(self, name: str, a: Quantized, layer: Expanded) -> Callable[[], Tensor]:
+        if name == CUBLAS:
+            return partial(self._cublas, a, layer)
+        return partial(self._own, a, layer, self._own_ways(a[0], layer)[name])
+
+    def _cublas_takes(self, a: Tensor, layer: Expanded) -> bool:
+        outputs, inputs = layer.weight.shape
+        if self.codes is None:
+            return True
+        if self.codes == torch.int8:
+            return a.shape[0] > 16 and inputs % 8 == 0 and outputs % 8 == 0
+        return inputs % 16 == 0 and outputs % 16 == 0
+
+    def _cublas(self, a: Quantized, layer: Expanded) -> Tensor:
+        values, _ = a
+        if self.codes is None:
+            return F.linear(values, layer.weight, layer.plain_bias)
+        rows, columns = self._scales(a, layer)
+        assert columns is not None
+        if self.codes == torch.int8:
+            sums = torch._int_mm(values, layer.weight.t()).to(torch.float32)
+            scaled = sums * columns if rows is None else sums * rows[:, None] * columns
+            return (scaled if layer.bias is None else scaled + layer.bias).to(self.plain)
+        whole = rows is None and columns.numel() == 1
+        y: Tensor = torch._scaled_mm(
+            values,
+            layer.weight.t(),
+            scale_a=self._one_a_row(1) if whole else (self._one_a_row(len(values)) if rows is None else rows)[:, None],
+            scale_b=columns if whole else columns[None],
+            bias=layer.plain_bias,
+            out_dtype=self.plain,
+            use_fast_accum=True,
+        )
+        return y
+
+    def _own(self, a: Quantized, layer: Expanded, config: Config) -> Tensor:
+        from petalite.engine.kernels.product import product
+
+        rows, columns = self._scales(a, layer)
+        return product(a[0], layer.weight, **_factors(rows, columns), bias=layer.bias, dtype=self.plain, config=config)
+
+    def _fused(self, a: Quantized, layer: Expanded, step: Tensor | None, config: Config) -> Quantized:
+        """The product with GELU in its epilogue."""
+        from petalite.engine.kernels.product import product
+
+        rows, columns = self._scales(a, layer)
+        values = product(
+            a[0], layer.weight, **_factors(rows, columns), bias=layer.bias, activation="gelu",
+            dtype=self.codes or self.plain, out_scale=step, config=config,
+        )  # fmt: skip
+        return values, step
+
+    def _separate(self, a: Quantized, layer: Expanded, step: Tensor | None, gelu: str) -> Quantized:
+        """The product, then GELU in a pass of its own."""
+        from petalite.engine.kernels.gelu import gelu as apply_gelu
+
+        return apply_gelu(self.multiply(a, layer), dtype=self.codes or self.plain, scale=step, approximate=gelu)
+
+    def _exact(self, a: Quantized, layer: Expanded) -> Tensor:
+        """The product in float64, rounded once."""
+        sums = a[0].double() @ layer.weight.double().mT
+        rows, columns = self._scales(a, layer)
+        sums = sums if rows is None else sums * rows.double()[:, None]
+        sums = sums if columns is None else sums * columns.double()
+        return (sums if layer.bias is None else sums + layer.bias.double()).to(self.plain)
+
+    def _scales(self, a: Quantized, layer: Expanded) -> tuple[Tensor | None, Tensor | None]:
+        """What each row and each column of the sums of codes is multiplied with; None for ones."""
+        values, scale = a
+        if self.codes is None:
+            return None, None
+        if scale is None or scale is layer.step:
+            assert layer.folded is not None, f"{layer.name}: codes without a scale, and none from calibration"
+            return None, layer.folded
+        assert scale.shape == values.shape[:1], f"{layer.name}: {tuple(scale.shape)} scales for {len(values)} rows"
+        return scale, layer.scale
+
+    def _one_a_row(self, rows: int) -> Tensor:
+        """Ones (rows,), made once: PyTorch's product takes a scale for each column only with one for each row."""
+        if rows in self._ones:
+            return self._ones[rows]
+        ones = torch.ones(rows, device=self.device)
+        if not torch.cuda.is_current_stream_capturing():  # what is made inside a graph is the graph's own
+            self._ones[rows] = ones
+        return ones
+
+    def _own_ways(self, a: Tensor, layer: Expanded) -> dict[str, Config]:
+        """The own kernel's ways to cut this product, by name; the same for all rows of a class."""
+        (outputs, inputs), rows = layer.weight.shape, shape_class(a.shape[0])
+        if inputs % 16:
+            return {}
+        found = configs(rows, outputs, inputs, layer.weight.dtype, self._capability)
+        return {f"{OWN} {config}": config for config in found}
+
+
+def encode(weight: Tensor, codes: torch.dtype, *, whole: bool = False) -> tuple[Tensor, Tensor]:
+    """Codes of a float32 matrix (rows, columns) and the scale that makes each row's largest value the largest code.
+
+    The scale is (rows,), or (1,) for the matrix as a whole.
+    """
+    largest = weight.abs().amax()[None] if whole else weight.abs().amax(dim=1)
+    scale = largest / LARGEST[codes]
+    scale = torch.where(scale > 0, scale.clamp(min=2.0**-120), torch.ones_like(scale))
+    scaled = (weight / scale[:, None]).clamp(-LARGEST[codes], LARGEST[codes])
+    return (scaled if codes.is_floating_point else scaled.round()).to(codes), scale
+
+
+def _even(weight: Tensor) -> bool:
+    """Whether the rows are so alike that one scale leaves each of them the whole precision of 8-bit floats."""
+    rows = weight.abs().amax(dim=1)
+    return bool(rows[rows > 0].amin() * _EVEN >= rows.amax()) if bool((rows > 0).any()) else False
+
+
+def _factors(rows: Tensor | None, columns: Tensor | None) -> dict[str, Any]:
+    """Scales as the own kernel takes them."""
+    if rows is None and columns is not None and columns.numel() == 1:
+        return {"a_scale": columns, "w_scale": None}
+    return {"a_scale": rows, "w_scale": columns}
+
+
+def step_of(span: tuple[float, float], codes: torch.dtype) -> float:
+    """What a step of the codes is worth for values of this range, symmetric around zero."""
+    largest = max(abs(span[0]), abs(span[1])) or LARGEST[codes]
+    return largest / (_FILLED[codes] * LARGEST[codes])
+
+
+def shape_class(rows: int) -> int:
+    """`rows` rounded up to one of four sizes an octave: shapes so alike share a trial."""
+    if rows <= 16:
+        return rows
+    step = 1 << (rows.bit_length() - 3)
+    return -(-rows // step) * step
+
+
+def _close(one: Tensor, other: Tensor, bound: float = _ROUNDING) -> bool:
+    one, other = one.float(), other.float()
+    return bool((one - other).norm() <= bound * one.norm() + 1e-6)
+
+
+def _close_values(one: Quantized, other: Quantized) -> bool:
+    return _close(one[0], other[0])
+
+
+def _close_codes(one: Quantized, other: Quantized) -> bool:
+    return _close(one[0], other[0], _ROUNDING_OF_CODES)
