@@ -30,17 +30,18 @@ def main() -> None:
     parser.add_argument("--batch-sizes", default="1,32,256")
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--engine", default="module", help="module, as the reference ran them, or fused")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
     batches = [int(size) for size in options.batch_sizes.split(",")]
     parsed = {name: parse_variant(name) for name in options.variants.split(",")}
     with tempfile.TemporaryDirectory() as folder:
-        formats = list(dict.fromkeys(format for format, _, _ in parsed.values()))
+        formats = list(dict.fromkeys(format for format, *_ in parsed.values()))
         checkpoints = random_checkpoints(options.model, formats, folder)
         rows = benchmark(
             [
-                Variant(name, checkpoints[format], attention, compute)
-                for name, (format, attention, compute) in parsed.items()
+                Variant(name, checkpoints[format], attention, compute, options.engine)
+                for name, (format, attention, compute, _) in parsed.items()
             ],
             batch_sizes=batches,
             throughput_batches=batches,
