@@ -251,6 +251,8 @@ def petalite_model(materials: Materials, stored: str, compute: str, way: str = "
     """Petalite's fused engine. way: `token` or `calibrated` scales, where they are not what the engine takes by itself."""
     checkpoint = materials.checkpoint(stored, static=way == "calibrated")
     if way == "token" and compute == "fp8":
+        if materials.device.type != "cuda":
+            raise PetaliteError("the fused engine needs a CUDA device")
         fused = Fused(read_network(checkpoint), materials.device, compute, scales="token")
         return Loaded(_graphed(fused, materials), torch.uint8, f"attention {fused.attention}", fused.scales)
     classifier = load(checkpoint, str(materials.device), compute=compute, engine="fused")

@@ -27,6 +27,7 @@ from petalite.engine import load
 from petalite.engine.cuda import Fused
 from petalite.engine.graphs import Graphs
 from petalite.engine.weights import read_network
+from petalite.errors import PetaliteError
 from petalite.formats import get_format
 from petalite.measure.accuracy import score
 from petalite.merging import parse_merge
@@ -158,6 +159,8 @@ def agreement(logits: Tensor | None, exact: Tensor, prefix: str = "") -> dict[st
 
 def _loaded(materials: Materials, checkpoint: Checkpoint, compute: str, engine: str) -> Loaded:
     if engine == "token":
+        if materials.device.type != "cuda":
+            raise PetaliteError("the fused engine needs a CUDA device")
         fused = Fused(read_network(checkpoint), materials.device, compute, scales="token")
         graphs = Graphs(fused, (3, *materials.size), materials.device)
         return Loaded(graphs.forward, torch.uint8, f"attention {fused.attention}", fused.scales)
