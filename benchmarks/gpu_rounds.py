@@ -7,6 +7,7 @@ PyTorch's allocator reserves for a candidate, graphs of the batches before inclu
 from __future__ import annotations
 
 import gc
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -166,8 +167,9 @@ def product_rates(materials: Materials, rows: int, seconds: float = 0.3) -> dict
                 warm_up(call, wait_for(materials.device), passes=2, seconds=0.1)
                 took += 1 / count_forwards(call, wait_for(materials.device), seconds=seconds)
             found[name] = rows / tokens / (len(shape.blocks) * took)
-        except (RuntimeError, NotImplementedError, AttributeError):
-            continue
+        except (RuntimeError, NotImplementedError, AttributeError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            print(f"{name} products alone are left out: {reason}", file=sys.stderr)
     return found
 
 

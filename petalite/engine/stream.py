@@ -74,7 +74,7 @@ def overlapped(batches: Iterable[Tensor], slots: Sequence[Slot]) -> Iterator[Ten
                     break
                 slot = free.popleft()
                 slot.send(batch)
-            except Exception:
+            except Exception:  # raised again, once what was sent before it has been answered
                 yield from received(0)
                 raise
             under_way.append(slot)
