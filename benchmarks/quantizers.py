@@ -46,9 +46,11 @@ def hqq(parent: Checkpoint, plan: Plan) -> dict[str, Packed]:
 
     packed = {}
     for name, stored in plan.layers.items():
-        grid = get_format(stored).grid
-        if not in_block(name) or not isinstance(grid, UniformGrid) or grid.symmetric or grid.group is None:
+        if not in_block(name):
             continue
+        grid = get_format(stored).grid
+        if not isinstance(grid, UniformGrid) or grid.symmetric or grid.group is None:
+            raise SystemExit(f"hqq packs groups with zero points, not {stored}; leave hqq out of --methods for it")
         weight = parent.tensors[f"{name}.weight"].float()
         if weight.shape[1] % grid.group:
             raise SystemExit(f"hqq takes no groups of {grid.group} in rows of {weight.shape[1]}; leave {stored} out")
@@ -74,7 +76,7 @@ def main() -> None:
         for method in arguments.methods.split(","):
             with tempfile.TemporaryDirectory() as folder:
                 if method == "hqq":
-                    calibrated, seconds = hqq(parent, plan), 0.0
+                    calibrated, seconds = hqq(parent, plan), None
                 else:
                     found = calibrate(parent, plan, pixels, method=method, device=device)
                     calibrated, seconds = found.packed, found.seconds
@@ -84,7 +86,7 @@ def main() -> None:
     for text in arguments.also:
         name, _, path = text.partition("=")
         built = read_checkpoint(path)
-        rows.append(row(built.plan.format, name, built, parent, images, base, device, 0.0))
+        rows.append(row(built.plan.format, name, built, parent, images, base, device, None))
         print(*rows[-1].values(), sep="\t", flush=True)
     if arguments.out:
         with arguments.out.open("w", newline="") as file:
@@ -101,7 +103,7 @@ def outputs(checkpoint: Checkpoint, images: ImageData, device: torch.device) -> 
 
 def row(
     format: str, method: str, built: Checkpoint, parent: Checkpoint, images: ImageData, base: Tensor, device: torch.device,
-    seconds: float,
+    seconds: float | None,
 ) -> dict[str, Any]:  # fmt: skip
     """One line of the table."""
     targets = torch.tensor([sample.target for split in ("valid", "test") for sample in images.splits[split]])
@@ -111,7 +113,7 @@ def row(
     values = (
         format, method, built.disk_bytes, round(parent.disk_bytes / built.disk_bytes, 3), round(accuracy["top1"], 5),
         round(accuracy["drop_points"], 3), round(low, 3), round(high, 3), round(accuracy["agreement"], 5),
-        round(divergence(base, logits), 5), round(seconds, 1), len(targets),
+        round(divergence(base, logits), 5), None if seconds is None else round(seconds, 1), len(targets),
     )  # fmt: skip
     return dict(zip(COLUMNS, values, strict=True))
 
