@@ -168,8 +168,7 @@ class Fused:
         if block.sized and sizes is None:
             sizes = torch.ones(B, N, device=x.device)
         if block.merge and sizes is not None:
-            key = self._heads(qkv)[1]
-            x, sizes = merge_tokens(x.add_(branch.view_as(x)), sizes, key, block.merge, self.shape.prefix)
+            x, sizes = self._merged(x, sizes, branch, qkv, block.merge)
             branch = None
         normed = self._normed(x, block.norm2, branch, block.fc1.step)
         return x, sizes, self._mlp(normed, block)
@@ -207,6 +206,16 @@ class Fused:
             return x[:, start:].mean(dim=1, dtype=torch.float32)
         share = sizes[:, None, start:]  # B, 1, tokens
         return ((share / share.sum(-1, keepdim=True)) @ x[:, start:].float())[:, 0]
+
+    def _merged(self, x: Tensor, sizes: Tensor, branch: Tensor, qkv: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """The stream with `branch` added and `count` tokens merged away, (B, N - count, C), and the tokens' sizes."""
+        from petalite.engine.kernels.merging import match, merge, takes
+
+        if not takes(x.shape[1], self.shape.prefix, self.shape.head_dim):
+            key = self._heads(qkv)[1]
+            return merge_tokens(x.add_(branch.view_as(x)), sizes, key, count, self.shape.prefix)
+        into = match(qkv, self.shape.heads, count, self.shape.prefix)
+        return merge(x, sizes, into, count, add=branch)
 
     def _mlp(self, normed: Quantized, block: _Layers) -> Tensor:
         hidden = self.products.multiply_gelu(normed, block.fc1, block.fc2.step, self.shape.gelu)

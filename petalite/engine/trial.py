@@ -7,6 +7,10 @@ Which kernel is fastest depends on the shape and on the GPU, and no rule of thum
 kept in `trials/` of the cache folder (`$PETALITE_CACHE`, else ~/.cache/petalite), in a file for each GPU and version of
 PyTorch, Triton and Petalite. Every candidate must also agree with the first one: a kernel that computes something else
 on some GPU loses, however quick it is.
+
+For GPUs that Petalite has been measured on, the choices for common models come with it (`known/`, made by
+`benchmarks/gpu_trials.py`), so that a first start there is spent on compiling alone. They are names only: one that is not
+among the candidates, or does not run, is tried anew.
 """
 
 from __future__ import annotations
@@ -45,10 +49,16 @@ class Trials:
     """What was found on one kind of device: key -> the best candidate's name.
 
     path: the file to remember them in; None keeps them in memory. measure: microseconds of each candidate.
+    known: what was found elsewhere on such a device, key -> name.
     """
 
-    def __init__(self, path: Path | None, measure: Callable[[Mapping[str, Run]], Times]) -> None:
-        self.path, self.measure, self.said = path, measure, False
+    def __init__(
+        self,
+        path: Path | None,
+        measure: Callable[[Mapping[str, Run]], Times],
+        known: Mapping[str, str] | None = None,
+    ) -> None:
+        self.path, self.measure, self.said, self.known = path, measure, False, known or {}
         self.found: dict[str, dict[str, Any]] = {}
         if path is not None:
             self.found, problem = _read(path)
@@ -67,6 +77,8 @@ class Trials:
         known = self.found.get(key, {})
         if known.get("best") in names:
             return str(known["best"])
+        if (name := self.known.get(key)) in names and _working({name: candidates[name]}, None)[0]:
+            return name
         if not self.said:
             self.said = True
             say(f"trying kernels for shapes that are new on this device; kept in {self.path or 'memory'}")
@@ -119,10 +131,26 @@ class Choices:
 @functools.cache
 def trials_for(device: torch.device) -> Trials:
     """The trials of a GPU, shared by all that runs on it in this process."""
-    words = (torch.cuda.get_device_name(device), f"torch-{torch.__version__}", f"triton-{_triton_version()}",
+    device_name = torch.cuda.get_device_name(device)
+    words = (device_name, f"torch-{torch.__version__}", f"triton-{_triton_version()}",
              f"petalite-{__version__}")  # fmt: skip
     name = re.sub(r"[^\w.+-]+", "-", "_".join(words))
-    return Trials(cache_dir() / "trials" / f"{name}.json", functools.partial(time_on_gpu, device=device))
+    path = cache_dir() / "trials" / f"{name}.json"
+    return Trials(path, functools.partial(time_on_gpu, device=device), known(device_name))
+
+
+def known(device_name: str) -> dict[str, str]:
+    """The choices that come with Petalite for GPUs of this name; none where it has not been measured."""
+    path = known_path(device_name)
+    if not path.exists():
+        return {}
+    choices: dict[str, str] = read_json(path)["choices"]
+    return choices
+
+
+def known_path(device_name: str) -> Path:
+    """Where the choices for GPUs of this name lie: `known/NVIDIA-H200.json` beside this module."""
+    return Path(__file__).parent / "known" / f"{re.sub(r'[^A-Za-z0-9.-]+', '-', device_name)}.json"
 
 
 def time_on_gpu(runs: Mapping[str, Run], device: torch.device) -> Times:

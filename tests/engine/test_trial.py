@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from petalite.engine.trial import Choices, Trials, time_on_cpu, trials_for
+from petalite.engine.trial import Choices, Run, Times, Trials, known, known_path, time_on_cpu, trials_for
 from petalite.errors import PetaliteError
 from petalite.files import read_json
 
@@ -144,3 +144,28 @@ def test_while_a_graph_is_recorded_nothing_is_tried(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     assert [choices.choose("a", lambda: asked.append("a") or runs) for _ in range(3)] == ["ours"] * 3
     assert watch.asked == 1 and len(asked) == 2 and choices.report() == {"a": "ours"}
+
+
+def test_what_came_with_petalite_is_taken_where_it_runs(tmp_path: Path) -> None:
+    def broken() -> Any:
+        raise RuntimeError("does not compile here")
+
+    timed: list[str] = []
+
+    def measure(runs: Mapping[str, Run]) -> Times:
+        timed.extend(runs)
+        return dict.fromkeys(runs, 1.0)
+
+    trials = Trials(tmp_path / "t.json", measure, known={"a": "two", "b": "broken", "c": "gone"})
+    ways = {"one": lambda: 1, "two": lambda: 2, "broken": broken}
+    assert trials.choose("a", ways) == "two" and not timed
+    assert trials.choose("b", ways) == "one" and timed == ["one", "two"]
+    assert trials.choose("c", ways) == "one" and timed == ["one", "two"] * 2
+
+
+def test_choices_that_come_along_are_found_by_the_name_of_the_gpu() -> None:
+    assert known("no such GPU") == {}
+    assert known_path("NVIDIA H200").name == "NVIDIA-H200.json"
+    for path in known_path("any").parent.glob("*.json"):
+        choices = known(path.stem)
+        assert choices and all(isinstance(name, str) for name in choices.values())

@@ -24,6 +24,12 @@ from tests.engine.kernels.test_gelu import (  # noqa: F401
     test_rows_that_give_next_to_nothing,
     test_the_error_is_below_its_bound,
 )
+from tests.engine.kernels.test_merging import (  # noqa: F401
+    test_an_image_that_is_no_number_spoils_no_other_and_stays_in_its_place,
+    test_means_are_weighted_and_rounded_once,
+    test_of_equals_the_earlier_counts,
+    test_the_same_pairs_in_the_same_order,
+)
 from tests.engine.kernels.test_norm import (  # noqa: F401
     test_a_bias_of_zero_and_a_constant_row_are_all_zeros,
     test_a_large_mean_does_not_swallow_the_variance,

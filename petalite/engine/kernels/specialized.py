@@ -67,8 +67,8 @@ def launch(
     (M, K), N = a.shape, len(w)
     if config.rows != 128 or config.columns not in (128, 256) or config.depth != 128:
         raise ValueError(f"a specialized product has tiles of 128x128 or 128x256 and depth 128, not {config}")
-    if config.exact and config.columns != 128:
-        raise ValueError("exact sums leave registers for tiles of 128x128 only")
+    if config.exact:
+        raise ValueError("a specialized product has no exact sums")
     if N * out.dtype.itemsize % 16:
         raise ValueError(f"rows of {N} values of {out.dtype} do not start at multiples of 16 bytes")
     depth = config.depth // a.dtype.itemsize
@@ -84,7 +84,7 @@ def launch(
         _described(out, 64, piece),
         *epilogue, M, N, K, min(tiles(config, M, N), multiprocessors), config.columns, depth, config.stages,
         config.band, piece, lead, gl.int32 if a.dtype == torch.int8 else gl.float32,
-        None if function is None else _gluon(function), by_row, config.exact,
+        None if function is None else _gluon(function), by_row,
         num_warps=4, enable_fp_fusion=True,
     )  # fmt: skip
 
@@ -125,7 +125,6 @@ def _product(
     SUMS: gl.constexpr,
     FUNCTION: gl.constexpr,
     BY_ROW: gl.constexpr,
-    EXACT: gl.constexpr,
 ) -> None:
     high = gl.cdiv(M, 128)
     wide = gl.cdiv(N, COLUMNS)
@@ -148,12 +147,12 @@ def _product(
             (
                 _multiply,
                 (upper, right, full, empty, ahead, out, upper_out, ends, M, N, high, wide, steps, programs,
-                 0, STAGES, BAND, PIECE, LEAD, SUMS, FUNCTION, BY_ROW, EXACT),
+                 0, STAGES, BAND, PIECE, LEAD, SUMS, FUNCTION, BY_ROW),
             ),
             (
                 _multiply,
                 (lower, right, full, empty, ahead, out, lower_out, ends, M, N, high, wide, steps, programs,
-                 1, STAGES, BAND, PIECE, LEAD, SUMS, FUNCTION, BY_ROW, EXACT),
+                 1, STAGES, BAND, PIECE, LEAD, SUMS, FUNCTION, BY_ROW),
             ),
             (_load, (a, w, upper, lower, right, full, empty, high, wide, steps, programs, STAGES, BAND)),
         ],
@@ -240,7 +239,6 @@ def _multiply(
     SUMS: gl.constexpr,
     FUNCTION: gl.constexpr,
     BY_ROW: gl.constexpr,
-    EXACT: gl.constexpr,
 ) -> None:
     """Multiply and finish 64 rows of each tile: the upper (GROUP 0) or the lower ones."""
     COLUMNS: gl.constexpr = right.shape[1]
@@ -260,26 +258,19 @@ def _multiply(
         for step in range(steps):
             mbarrier.wait(full.index(stage), parity)
             upright = right.index(stage).permute((1, 0))
-            if EXACT:
-                part = gl.zeros([64, COLUMNS], SUMS, layout)
-                part = warpgroup_mma(left.index(stage), upright, part, is_async=True)
-                total += warpgroup_mma_wait(0, deps=(part,))
-                mbarrier.arrive(empty.index(stage))
-            else:
-                total = warpgroup_mma(left.index(stage), upright, total, is_async=True)
-                # The multiplication before this one has ended: its buffers are free. Their place is computed, not kept:
-                # Triton does not carry a variable through a loop that begins as a copy of another (`before = stage`).
-                total = warpgroup_mma_wait(1, deps=(total,))
-                mbarrier.arrive(empty.index((stage + STAGES - 1) % STAGES), pred=step > 0)
+            total = warpgroup_mma(left.index(stage), upright, total, is_async=True)
+            # The multiplication before this one has ended: its buffers are free. Their place is computed, not kept:
+            # Triton does not carry a variable through a loop that begins as a copy of another (`before = stage`).
+            total = warpgroup_mma_wait(1, deps=(total,))
+            mbarrier.arrive(empty.index((stage + STAGES - 1) % STAGES), pred=step > 0)
             if LEAD > 0 and GROUP == 0:
                 mbarrier.arrive(ahead, pred=step == LEAD - 1)
             stage += 1
             if stage == STAGES:
                 stage = 0
                 parity ^= 1
-        if not EXACT:
-            total = warpgroup_mma_wait(0, deps=(total,))
-            mbarrier.arrive(empty.index((stage + STAGES - 1) % STAGES))
+        total = warpgroup_mma_wait(0, deps=(total,))
+        mbarrier.arrive(empty.index((stage + STAGES - 1) % STAGES))
         _finish(total, out, staged, ends, M, N, row * 128 + GROUP * 64, column * COLUMNS, 0, PIECE, FUNCTION, BY_ROW)
     tma.store_wait(0)
 

@@ -138,7 +138,7 @@ def test_constant_values_pass_unchanged(device: torch.device) -> None:
 
 
 def test_no_images(device: torch.device) -> None:
-    assert attention(torch.empty(0, 5, 48, device=device), 1, dtype=torch.float16).shape == (0, 16)
+    assert attention(torch.empty(0, 5, 48, device=device, dtype=torch.float16), 1, dtype=torch.float16).shape == (0, 16)
 
 
 @pytest.mark.parametrize(
