@@ -5,7 +5,7 @@
 
 Each row is held against the FP32 module on the same photos: points of top-1 lost with their paired 95 % interval,
 agreement, and the relative error of the logits. Tokens are merged in the last checkpoint of `--also`. The parent stored
-in FP32 is run in every precision; a checkpoint of fewer bits in FP8 and INT8.
+in FP32 is run in every one of `--computes`; a checkpoint of fewer bits in FP8 and INT8.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ COLUMNS = ("checkpoint", "stored", "compute", "engine", "attention", "scales", "
 def settings(arguments: argparse.Namespace) -> list[tuple[str, Checkpoint, str]]:
     """Name, checkpoint and compute of every row but the reference."""
     parent = read_checkpoint(arguments.checkpoint)
-    found = [("fp32", parent, compute) for compute in ("fp32", "bf16", "fp16", "fp8", "int8")]
+    found = [("fp32", parent, compute) for compute in arguments.computes.split(",")]
     name, checkpoint = "fp32", parent
     for text in filter(None, arguments.also.split(",")):
         name, _, path = text.partition("=")
@@ -84,6 +84,7 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--also", default="", help="NAME=FOLDER of packed checkpoints, with commas between them")
     parser.add_argument("--merge", default="", help="settings of token merging, with spaces between them")
+    parser.add_argument("--computes", default="fp32,bf16,fp16,fp8,int8", help="for the parent")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()

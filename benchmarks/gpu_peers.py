@@ -228,7 +228,7 @@ def compare(options: argparse.Namespace, call: Call, table: Table) -> list[str]:
 def waterfall(options: argparse.Namespace, call: Call, table: Table) -> None:
     """The steps for each model's shape, then for the checkpoint."""
     batches = [int(size) for size in options.batches.split(",")]
-    rest = (call.device, batches, options.merge, call.seconds, call.rounds)
+    rest = (call.device, batches, options.merge, options.only, call.seconds, call.rounds)
     for model in filter(None, options.models.split(",")):
         for row in random_rows(model, *rest):
             table.append({**row, "run": call.name})
@@ -263,7 +263,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default="vit_large_patch16_224,vit_base_patch16_224", help="timm names, or 'tiny'")
     parser.add_argument("--batches", default="1,8,32,256")
-    parser.add_argument("--only", default="*", help="names of candidates, with * and ?, with commas between them")
+    parser.add_argument(
+        "--only", default="*", help="names of candidates or steps, with * and ?, and commas between them"
+    )
     parser.add_argument("--seconds", type=float, default=2.0, help="for each candidate and batch size")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--minutes", type=float, default=8.0, help="after these, nothing more is begun")

@@ -49,7 +49,9 @@ def main() -> None:
             fused = Fused(network, device, compute, trials=trials)
             graphs = Graphs(fused, (3, *fused.shape.image_size), device)
             for batch in map(int, arguments.batches.split(",")):
-                graphs.forward(torch.zeros(batch, 3, *fused.shape.image_size, dtype=torch.uint8, device=device)).cpu()
+                # random ones: what a GPU at its limit of power can do hangs on the numbers too
+                pixels = torch.randint(0, 256, (batch, 3, *fused.shape.image_size), dtype=torch.uint8, device=device)
+                graphs.forward(pixels).cpu()
             print(f"{model} {compute}: {len(trials.found)} choices, {time.monotonic() - began:.1f} s", flush=True)
     name = torch.cuda.get_device_name(device)
     found = environment()

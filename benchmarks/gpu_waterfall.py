@@ -7,6 +7,7 @@ checkpoint and labelled photos are given, also its own, and its accuracy on the 
 
 from __future__ import annotations
 
+import fnmatch
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -46,8 +47,10 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def steps(materials: Materials, four_bits: Checkpoint, merge: tuple[int, ...]) -> list[tuple[Candidate, Checkpoint]]:
-    """The candidates in order, and the checkpoint that each of them runs."""
+def steps(
+    materials: Materials, four_bits: Checkpoint, merge: tuple[int, ...], only: str
+) -> list[tuple[Candidate, Checkpoint]]:
+    """The candidates in order, those named by the patterns in `only`, and the checkpoint that each of them runs."""
     plain = materials.checkpoint("fp32")
     merged = replace(four_bits, plan=replace(four_bits.plan, merge=merge))
     table = (
@@ -63,20 +66,28 @@ def steps(materials: Materials, four_bits: Checkpoint, merge: tuple[int, ...]) -
     return [
         (Candidate(name, about, partial(_loaded, checkpoint=checkpoint, compute=compute, engine=engine)), checkpoint)
         for name, about, checkpoint, compute, engine in table
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in only.split(","))
     ]
 
 
 def random_rows(
-    name: str, device: torch.device, batches: Sequence[int], merge: str, seconds: float, rounds: int
+    name: str, device: torch.device, batches: Sequence[int], merge: str, only: str, seconds: float, rounds: int
 ) -> list[dict[str, Any]]:
     """Speed of every step for random weights of timm's model `name`."""
     materials = random_materials(name, device)
     four_bits = materials.checkpoint(FOUR_BITS, static=True)
-    return _rows(materials, four_bits, batches, merge, seconds, rounds, f"{name} (random weights)")
+    return _rows(materials, four_bits, batches, merge, only, seconds, rounds, f"{name} (random weights)")
 
 
 def real_rows(
-    path: Path, data: str, device: torch.device, batches: Sequence[int], merge: str, seconds: float, rounds: int
+    path: Path,
+    data: str,
+    device: torch.device,
+    batches: Sequence[int],
+    merge: str,
+    only: str,
+    seconds: float,
+    rounds: int,
 ) -> list[dict[str, Any]]:
     """Speed and accuracy of every step for a checkpoint stored in FP32, on the test photos of `data`."""
     parent, images = read_checkpoint(path), open_data(data)
@@ -92,7 +103,7 @@ def real_rows(
         raise SystemExit(errors[0])
     photos = torch.cat([batch.pixels for batch in read])
     targets = torch.tensor([sample.target for sample in samples])
-    return _rows(materials, four_bits, batches, merge, seconds, rounds, str(path), photos, targets)
+    return _rows(materials, four_bits, batches, merge, only, seconds, rounds, str(path), photos, targets)
 
 
 def _rows(
@@ -100,13 +111,14 @@ def _rows(
     four_bits: Checkpoint,
     batches: Sequence[int],
     merge: str,
+    only: str,
     seconds: float,
     rounds: int,
     weights: str,
     photos: Tensor | None = None,
     targets: Tensor | None = None,
 ) -> list[dict[str, Any]]:
-    listed = steps(materials, four_bits, _merge(materials, merge))
+    listed = steps(materials, four_bits, _merge(materials, merge), only)
     ready = [(load_candidate(candidate, materials), checkpoint) for candidate, checkpoint in listed]
     answers = [_answers(run, materials, photos) for run, _ in ready]
     rows = []

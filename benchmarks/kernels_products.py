@@ -2,7 +2,6 @@
 
     python benchmarks/kernels_products.py --out products.csv                    # batches 1, 8, 32, 256, about two minutes
     python benchmarks/kernels_products.py --only fc1,attention --batch 256 --dtypes fp8
-    python benchmarks/kernels_products.py --specialized --only fc1 --batch 256  # also the kernel with specialized warps
 
 A time is the median over replays of a CUDA graph, divided by its launches, which take turns over so many inputs and
 weights that none is still in the L2 cache. Every way is compared with float64 on some rows. What cannot be compiled or
@@ -18,8 +17,6 @@ import contextlib
 import csv
 import multiprocessing
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -45,12 +42,6 @@ BF16 = torch.bfloat16
 DTYPES = {"fp8": torch.float8_e4m3fn, "int8": torch.int8, "bf16": BF16}
 #: Outputs, inputs, and what the product's end does in the engine.
 LAYERS = {"qkv": (3072, 1024), "proj": (1024, 1024), "fc1": (4096, 1024), "fc2": (1024, 4096)}
-SPECIALIZED = (
-    Config(128, 256, specialized=True),
-    Config(128, 256, specialized=True, lead=2),
-    Config(128, 256, specialized=True, lead=3),
-    Config(128, 128, specialized=True, stages=6, lead=3),
-)
 _CACHE_BYTES = 200 << 20  # inputs that a graph goes through, several times the L2 cache
 _LAUNCHES, _MOST_SETS = 20, 40
 _CHECKED_ROWS = 64
@@ -144,8 +135,6 @@ def own_ways(shape: Shape, capability: tuple[int, int], options: argparse.Namesp
     else:
         N, K = LAYERS[shape.layer]
         found = configs(shape.rows, N, K, DTYPES[shape.dtype], capability)
-        if options.specialized and shape.rows > 512:
-            found += SPECIALIZED
     return [Way(str(config), config, lambda made, config=config: ours(shape, config, made)) for config in found]
 
 
@@ -288,22 +277,6 @@ def _compile(jobs: list[tuple[Shape, Any]], share: list[int], capability: tuple[
             reports.send((index, f"{type(error).__name__}: {str(error).strip()[:200]}"))
 
 
-def specialized_runs() -> str | None:
-    """Why the specialized kernel may not be timed, or None: tried in another process, which may hang."""
-    code = (
-        "import torch; from petalite.engine.kernels.product import product; import kernels_products as k\n"
-        "a, w = (torch.randn(n, 1024, device='cuda').to(torch.float8_e4m3fn) for n in (50_432, 1024))\n"
-        "for c in k.SPECIALIZED: product(a, w, dtype=torch.bfloat16, config=c); torch.cuda.synchronize()\n"
-    )
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", code], cwd=Path(__file__).parent, timeout=60, capture_output=True, text=True
-        )
-    except subprocess.TimeoutExpired:
-        return "it hangs"
-    return None if done.returncode == 0 else (done.stderr.strip().splitlines() or ["no message"])[-1]
-
-
 def measure(shape: Shape, ways: list[Way], skipped: dict[str, str]) -> Iterator[dict[str, Any]]:
     """A row for each way."""
     sets = [inputs(shape, 0, "cuda")]
@@ -344,23 +317,18 @@ def main() -> None:
     parser.add_argument("--only", default="qkv,proj,fc1,fc2,attention", type=lambda text: text.split(","))
     parser.add_argument("--batch", default="1,8,32,256", type=lambda text: [int(part) for part in text.split(",")])
     parser.add_argument("--dtypes", default="fp8,int8,bf16", type=lambda text: text.split(","))
-    parser.add_argument("--specialized", action="store_true", help="also the kernel with specialized warps (Hopper)")
     parser.add_argument("--workers", type=int, default=min(14, os.cpu_count() or 1))
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     started = time.perf_counter()
     capability = torch.cuda.get_device_capability()
-    if options.specialized and (why := specialized_runs()):
-        print(f"specialized products are left out: {why}", flush=True)
-        options.specialized = False
     todo = list(shapes(options))
-    # what starts ahead or has specialized warps is compiled for a GPU only, so when it is first called
-    ahead = ("dependent", "specialized")
+    # what starts ahead is compiled for a GPU only, so when it is first called
     jobs = [
         (shape, way.config)
         for shape in todo
-        for way in own_ways(shape, capability, options)
-        if capability == (9, 0) and not any(getattr(way.config, name, False) for name in ahead)
+        for way in own_ways(shape, capability)
+        if capability == (9, 0) and not way.config.dependent
     ]
     reasons = compile_ahead(jobs, capability, options.workers)
     skipped = {(jobs[index][0], str(jobs[index][1])): reason for index, reason in reasons.items()}
@@ -368,7 +336,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     best: dict[Shape, tuple[float, Any]] = {}
     for shape in todo:
-        own = own_ways(shape, capability, options)
+        own = own_ways(shape, capability)
         refused = {name: reason for (other, name), reason in skipped.items() if other == shape}
         found = list(measure(shape, [*library_ways(shape), *own], refused))
         rows += found

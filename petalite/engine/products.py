@@ -286,11 +286,8 @@ def step_of(span: tuple[float, float], codes: torch.dtype) -> float:
 
 
 def shape_class(rows: int) -> int:
-    """`rows` rounded up to one of four sizes an octave: shapes so alike share a trial."""
-    if rows <= 16:
-        return rows
-    step = 1 << (rows.bit_length() - 3)
-    return -(-rows // step) * step
+    """`rows` rounded up to a power of two where there are more than 16: shapes so alike share a trial."""
+    return rows if rows <= 16 else 1 << (rows - 1).bit_length()
 
 
 def _close(one: Tensor, other: Tensor, bound: float = _ROUNDING) -> bool:

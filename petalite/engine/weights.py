@@ -13,7 +13,7 @@ a device, so that every engine starts from the same numbers.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -162,11 +162,20 @@ def _unsupported(model: Any, preprocess: Preprocess) -> str | None:
     return None
 
 
-def read_network(checkpoint: Checkpoint) -> Network:
-    """The network of a checkpoint of any format, in float32 on the CPU.
+def read_network(checkpoint: Checkpoint, device: torch.device | None = None) -> Network:
+    """The network of a checkpoint of any format, in float32, expanded on `device` (the CPU when None), where it lies.
 
     Raises PetaliteError for a model with what `unsupported` names.
     """
+    if device is None:
+        return _read_network(checkpoint)
+    moved = replace(checkpoint, tensors={name: tensor.to(device) for name, tensor in checkpoint.tensors.items()})
+    with device:
+        return _read_network(moved)
+
+
+def _read_network(checkpoint: Checkpoint) -> Network:
+    """Its tensors lie where those of the checkpoint do, which is torch's default device."""
     model: Any = checkpoint.skeleton()
     preprocess = Preprocess.from_config(checkpoint.config)
     if problem := _unsupported(model, preprocess):

@@ -106,7 +106,8 @@ def attention(
             )
         else:
             grid = (triton.cdiv(tiles, each), B * heads)
-            _whole[grid](*common, each, *shape, *pieces(N), **options)
+            # merged tokens come in many numbers: fewer of them are compiled for
+            _whole[grid](*common, each, *shape, *pieces(N if sizes is None else -(-N // 32) * 32), **options)
     return out
 
 

@@ -64,14 +64,7 @@ def product(
     by_row = a_scale is not None and a_scale.numel() > 1
     epilogue = (residual, bias, a_scale, w_scale, out_scale)
     with torch.cuda.device_of(a):
-        if config.specialized:
-            if capability != _HOPPER or a.device.type != "cuda":
-                raise ValueError(f"a specialized product needs a GPU of compute capability 9.0, not {a.device}")
-            from petalite.engine.kernels import specialized  # in Gluon, which not every Triton has
-
-            specialized.launch(a, w, out, epilogue, function, by_row, config, _multiprocessors(a.device))
-        else:
-            tiled.launch(a, w, out, epilogue, function, by_row, config, _multiprocessors(a.device))
+        tiled.launch(a, w, out, epilogue, function, by_row, config, _multiprocessors(a.device))
     return out
 
 

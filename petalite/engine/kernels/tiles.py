@@ -35,8 +35,6 @@ class Config:
     resident: programs a multiprocessor keeps for the whole product; 0 starts a program for each tile.
     pieces: the finished tile is written in so many, one after the other: fewer take less shared memory.
     engine: the copy engine fetches the operands (Hopper and newer; elsewhere loads stand in for it), else the threads do.
-    specialized: warps of their own for loading, and two groups that multiply in turn (Hopper only; `warps`, `split`,
-    `resident` and `pieces` mean nothing then). lead: by how many depths the first group is ahead of the second.
     exact: float8 sums are carried to float32 after each depth (see `product`).
     dependent: the program may start before the kernel ahead of it has ended (Hopper and newer, also in CUDA graphs),
     and fetches its part of `w` meanwhile; it pays where that kernel calls `gdc_launch_dependents`.
@@ -52,17 +50,13 @@ class Config:
     resident: int = 0
     pieces: int = 1
     engine: bool = True
-    specialized: bool = False
-    lead: int = 0
     exact: bool = False
     dependent: bool = False
 
     def __str__(self) -> str:
         """`128x64x128 warps4 stages4 split4`: the tile, and what is not at rest."""
-        words = [f"{self.rows}x{self.columns}x{self.depth}"]
-        words += ["specialized"] if self.specialized else [f"warps{self.warps}"]
-        words += [f"stages{self.stages}"]
-        for name, rest in (("split", 1), ("band", 8), ("resident", 0), ("pieces", 1), ("lead", 0)):
+        words = [f"{self.rows}x{self.columns}x{self.depth}", f"warps{self.warps}", f"stages{self.stages}"]
+        for name, rest in (("split", 1), ("band", 8), ("resident", 0), ("pieces", 1)):
             value = getattr(self, name)
             words += [f"{name}{value}"] if value != rest else []
         words += [] if self.engine else ["threads"]
@@ -78,8 +72,6 @@ _MANY_HOPPER = (
     Config(128, 256, warps=8, stages=4, resident=1, pieces=4),
     Config(128, 256, warps=8, stages=3, resident=1, pieces=2),
 )
-#: Where GELU ends the product, 437 us instead of 448 for ViT-L's fc1 at batch 256 (cuBLAS and a pass of its own: 480).
-_SPECIALIZED = (Config(128, 256, specialized=True, lead=2),)
 _SOME_HOPPER = (
     Config(128, 128, warps=4, stages=3),
     Config(64, 128, warps=4, stages=4),
@@ -120,11 +112,7 @@ def configs(rows: int, columns: int, depth: int, dtype: torch.dtype, capability:
     """
     hopper = capability >= _HOPPER
     if rows > _FEW_ROWS:
-        if not hopper:
-            return _MANY_OLDER
-        if rows < _MANY_ROWS:
-            return _SOME_HOPPER
-        return (*_MANY_HOPPER, *_SPECIALIZED) if capability == _HOPPER else _MANY_HOPPER
+        return _MANY_OLDER if not hopper else _MANY_HOPPER if rows >= _MANY_ROWS else _SOME_HOPPER
     found = _few(rows, columns, depth * dtype.itemsize, _FEW if hopper else _FEW_OLDER)
     if not hopper:
         return found[:8]
