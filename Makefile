@@ -21,7 +21,7 @@ demo: $(INSTALLED)
 	$(BIN)/petalite demo --resume --out runs/demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 8
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
