@@ -31,9 +31,14 @@ def warn(text: str) -> None:
     print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
+def shows_bars() -> bool:
+    """Whether bars are drawn: on a terminal, unless quiet."""
+    return not _quiet and sys.stderr.isatty()
+
+
 def track(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
     """Iterate with a bar, a count and the time left; on a terminal only, and never when quiet."""
-    if _quiet or not sys.stderr.isatty():
+    if not shows_bars():
         yield from items
         return
     from rich.console import Console

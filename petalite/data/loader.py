@@ -1,44 +1,50 @@
-"""Files -> batches of uint8 pixels, read by worker processes while the model computes.
+"""Images -> batches of uint8 pixels, read by worker processes while the model computes.
 
     for batch in load_batches(paths, preprocess, batch_size=64):
         logits = classifier.logits(batch.pixels)       # rows belong to paths[batch.indices]
         for index, message in batch.errors: ...        # files that could not be read, the rest goes on
 
+    for batch in read_batches(lists, preprocess): ...  # the same for lists that are made on the way, of whatever length
     for pixels, targets in train_batches(samples, augment, order, seeds, batch_size=64): ...
 
-The order of batches never depends on the number of workers, and nothing here draws from the global random state.
+The order of batches never depends on the number of workers, and nothing here draws from the global random state. An
+image that crashes its decoder, and with it the process that reads, is an error as any other: it costs that image.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from PIL import Image
 
 from petalite.data.augment import Augment
 from petalite.data.images import ImageError, decode
 from petalite.data.preprocess import Preprocess
-from petalite.data.samples import Sample
-from petalite.data.workers import starting_workers, usable_workers, worker_context
+from petalite.data.samples import Sample, Stored
+from petalite.data.workers import in_order, usable_workers
 from petalite.errors import PetaliteError
 
-# what a worker sends: indices, targets, pixels of the images that could be read, and (index, message) of the others.
-# NumPy arrays travel through a pipe; tensors would go through /dev/shm, which containers limit to 64 MB by default
-_Parcel: TypeAlias = "tuple[np.ndarray, np.ndarray, np.ndarray, list[tuple[int, str]]]"
+_T = TypeVar("_T")
+# a batch to read: images, each with the seed of its augmentation
+_Job: TypeAlias = "list[tuple[str | Stored, int]]"
+# what a worker sends: positions in the job and pixels of the images that could be read, (position, message) of the
+# others. NumPy arrays travel through a pipe; tensors would go through /dev/shm, which containers limit to 64 MB
+_Parcel: TypeAlias = "tuple[np.ndarray, np.ndarray, list[tuple[int, str]]]"
 
 
 @dataclass
 class Batch:
     """The images of a batch that could be read, and why the others could not."""
 
-    indices: torch.Tensor  # int64, (n,): positions in the list of paths
+    indices: torch.Tensor  # int64, (n,): positions in the list of images
     pixels: torch.Tensor  # uint8, (n, 3, H, W)
-    errors: list[tuple[int, str]] = field(default_factory=list)  # (position in the list of paths, one line)
+    errors: list[tuple[int, str]] = field(default_factory=list)  # (position in the list of images, one line)
 
 
 def load_batches(
@@ -49,9 +55,24 @@ def load_batches(
     `workers`: processes that read; None takes the available cores (at most 8), 0 reads in this process. A file that
     cannot be read is an entry in `Batch.errors`, never an exception.
     """
+    lists = ([str(path) for path in part] for part in in_parts(paths, batch_size))
+    for number, batch in enumerate(read_batches(lists, preprocess, workers)):
+        start = number * batch_size
+        errors = [(start + index, message) for index, message in batch.errors]
+        yield Batch(batch.indices + start, batch.pixels, errors)
+
+
+def read_batches(
+    lists: Iterable[Sequence[str | Stored]], preprocess: Preprocess, workers: int | None = None
+) -> Iterator[Batch]:
+    """A batch for each list of paths or stored images, in order; positions are those in its list.
+
+    Lists are taken a few ahead of the batch that is asked for, so that they need not all exist. `workers` and errors as
+    for `load_batches`.
+    """
     augment = Augment(preprocess, policy="none")
-    samples = [Sample(Path(path), 0) for path in paths]
-    for indices, _, pixels, errors in _parcels(_Files(samples, augment), range(len(samples)), batch_size, workers):
+    jobs = ([(source, 0) for source in sources] for sources in lists)
+    for _, (indices, pixels, errors) in _parcels(augment, jobs, workers):
         yield Batch(torch.from_numpy(indices), torch.from_numpy(pixels), errors)
 
 
@@ -72,72 +93,72 @@ def train_batches(
         raise ValueError(f"train_batches needs a seed for each of the {len(order)} images, not {len(seeds)}")
     if augment.policy != "none":
         _ = augment.transform  # imported and built here once, rather than in each worker
-    files = _Files(samples, augment, order, seeds)
-    for _, targets, pixels, errors in _parcels(files, range(len(order)), batch_size, workers):
+    positions = list(in_parts(range(len(order)), batch_size))
+    jobs: Iterable[_Job] = ([(str(samples[order[at]].path), int(seeds[at])) for at in part] for part in positions)
+    for part, (_, (_, pixels, errors)) in zip(positions, _parcels(augment, jobs, workers), strict=True):
         if errors:
             raise PetaliteError(f"{errors[0][1]}; remove it from the training images")
-        yield torch.from_numpy(pixels), torch.from_numpy(targets)
+        targets = torch.tensor([samples[order[at]].target for at in part], dtype=torch.int64)
+        yield torch.from_numpy(pixels), targets
 
 
-class _Files(Dataset[_Parcel]):
-    """A batch per item: PyTorch asks for lists of positions and gets each as one parcel."""
-
-    def __init__(
-        self,
-        samples: Sequence[Sample],
-        augment: Augment,
-        order: Sequence[int] | None = None,
-        seeds: Sequence[int] | None = None,
-    ) -> None:
-        # arrays rather than lists of objects: forked workers would copy a list's pages as they count references
-        self.paths = np.array([str(sample.path) for sample in samples])
-        self.targets = np.array([sample.target for sample in samples], dtype=np.int64)
-        self.order = np.arange(len(samples)) if order is None else np.array(order, dtype=np.int64)
-        self.seeds = np.zeros(len(samples), dtype=np.int64) if seeds is None else np.array(seeds, dtype=np.int64)
-        self.augment = augment
-
-    def __getitem__(self, positions: list[int]) -> _Parcel:
-        height, width = self.augment.preprocess.size
-        pixels = np.empty((len(positions), 3, height, width), dtype=np.uint8)
-        read: list[int] = []
-        errors: list[tuple[int, str]] = []
-        for position in positions:
-            index = int(self.order[position])
-            try:
-                image = decode(str(self.paths[index]))
-            except ImageError as error:
-                errors.append((index, str(error)))
-                continue
-            pixels[len(read)] = self.augment(image, int(self.seeds[position])).numpy()
-            read.append(index)
-        indices = np.array(read, dtype=np.int64)
-        return indices, self.targets[indices], pixels[: len(read)], errors
+def in_parts(items: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:
+    """`items` in lists of `size`, the last one perhaps smaller. Raises PetaliteError for a size below 1."""
+    if size < 1:
+        raise PetaliteError(f"a batch of {size} images is not possible; give at least 1")
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
 
 
-def _parcels(files: _Files, positions: Sequence[int], batch_size: int, workers: int | None) -> Iterator[_Parcel]:
-    if batch_size < 1:
-        raise PetaliteError(f"a batch of {batch_size} images is not possible; give at least 1")
-    batches = [list(positions[start : start + batch_size]) for start in range(0, len(positions), batch_size)]
-    workers = min(usable_workers(workers), len(batches))
-    loader: Iterable[_Parcel] = DataLoader(
-        files,
-        batch_size=None,  # the sampler gives whole batches
-        sampler=batches,
-        num_workers=workers,
-        multiprocessing_context=worker_context() if workers else None,
-        generator=torch.Generator(),  # or the iterator would draw a number from the global one
-        collate_fn=_as_is,
-    )
-    with starting_workers():
-        iterator = iter(loader)
+def _parcels(augment: Augment, jobs: Iterable[_Job], workers: int | None) -> Iterator[tuple[_Job, _Parcel]]:
+    read = partial(_read, augment)
+    workers = usable_workers(workers)
+    if workers == 0:
+        yield from ((job, read(job)) for job in jobs)
+        return
+    for job, parcel in in_order(read, jobs, workers):
+        yield job, _one_by_one(augment, job) if parcel is None else parcel
+
+
+def _read(augment: Augment, job: _Job) -> _Parcel:
+    height, width = augment.preprocess.size
+    pixels = np.empty((len(job), 3, height, width), dtype=np.uint8)
+    indices: list[int] = []
+    errors: list[tuple[int, str]] = []
+    for index, (source, seed) in enumerate(job):
+        try:
+            image = _image(source)
+        except ImageError as error:
+            errors.append((index, str(error)))
+            continue
+        pixels[len(indices)] = augment(image, seed).numpy()
+        indices.append(index)
+    return np.array(indices, dtype=np.int64), pixels[: len(indices)], errors
+
+
+def _image(source: str | Stored) -> Image.Image:
+    if isinstance(source, str):
+        return decode(source)
+    data = source.read()
     try:
-        yield from iterator
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        why = str(error).strip().partition("\n")[0].rstrip(". ")
-        raise PetaliteError(f"a process that reads images ended: {why}; try fewer workers, or 0") from error
+        return decode(data)
+    except ImageError as error:  # which calls bytes "the image"
+        raise ImageError(f"{source}: {error}") from error
 
 
-def _as_is(parcel: Any) -> Any:
-    return parcel
+def _one_by_one(augment: Augment, job: _Job) -> _Parcel:
+    """What is left of a batch that ended the process that read it: each image is read in a process of its own."""
+    found: list[np.ndarray] = []
+    indices: list[int] = []
+    errors: list[tuple[int, str]] = []
+    for index, (single, parcel) in enumerate(in_order(partial(_read, augment), ([one] for one in job), 1)):
+        if parcel is None:
+            errors.append((index, f"{single[0][0]} crashes the image decoder"))
+            continue
+        read, pixels, problems = parcel
+        indices += [index] * len(read)
+        found.append(pixels)
+        errors += [(index, message) for _, message in problems]
+    height, width = augment.preprocess.size
+    together = np.concatenate(found) if found else np.empty((0, 3, height, width), dtype=np.uint8)
+    return np.array(indices, dtype=np.int64), together, errors

@@ -11,6 +11,7 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 from petalite.errors import PetaliteError
 
@@ -21,6 +22,13 @@ class Sample:
 
     path: Path
     target: int
+
+
+class Stored(Protocol):
+    """An image that is not a file of its own, such as a member of a tar; `str()` of it is its name to show."""
+
+    def read(self) -> bytes:
+        """The encoded image. Raises ImageError when it cannot be had."""
 
 
 @dataclass(frozen=True)

@@ -34,10 +34,11 @@ BAR = "#dfe6f3"
 _CELL, _GAP, _MARGIN, _HEAD, _ANSWERS, _FOOT = 2.0, 0.24, 0.34, 0.44, 1.06, 0.36
 
 
-def write_gallery(rows: Iterable[Mapping[str, Any]], path: Path, limit: int = LIMIT) -> int:
+def write_gallery(rows: Iterable[Mapping[str, Any]], path: Path, limit: int = LIMIT, total: int | None = None) -> int:
     """Draw at most `limit` photos, evenly spaced among `rows`, as a PNG at `path`; returns how many it shows.
 
-    Photos that cannot be read are left out; when none can, nothing is written and 0 is returned.
+    total: how many there are in all, where `rows` are only some of them. Photos that cannot be read are left out; when
+    none can, nothing is written and 0 is returned.
     """
     predictions = [Prediction.of(row) for row in rows]
     readable = [prediction for prediction in predictions if prediction.best is not None]
@@ -45,7 +46,7 @@ def write_gallery(rows: Iterable[Mapping[str, Any]], path: Path, limit: int = LI
     cells = [(prediction, image) for prediction, image in chosen if image is not None]
     if not cells:
         return 0
-    _draw(cells, f"{len(cells)} of {words.counted(len(predictions), 'photo')}, evenly spaced", path)
+    _draw(cells, f"{len(cells)} of {words.counted(total or len(predictions), 'photo')}, evenly spaced", path)
     return len(cells)
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 
 from petalite.data import Augment, Batch, Preprocess, Sample, decode, load_batches, train_batches
+from petalite.data.loader import read_batches
 from petalite.data.workers import available_cores, usable_workers, worker_context
 from petalite.errors import PetaliteError
 
@@ -121,13 +124,83 @@ def test_workers_end_when_the_rest_is_not_wanted(paths: list[Path], preprocess: 
     assert multiprocessing.active_children() == []
 
 
+@pytest.fixture
+def deadly(paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Files whose decoding ends the process that does it, as a crash in a decoder's C code does."""
+    names: set[str] = set()
+
+    def crashing(source: str) -> object:
+        if source in names:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return decode(source)
+
+    monkeypatch.setattr("petalite.data.loader.decode", crashing)
+    return names
+
+
 @pytest.mark.usefixtures("forked")
-def test_a_worker_that_dies_is_one_line(
+def test_an_image_that_crashes_its_decoder_costs_that_image(
+    paths: list[Path], preprocess: Preprocess, deadly: set[str]
+) -> None:
+    deadly |= {str(paths[1]), str(paths[5])}
+    batches = list(load_batches(paths, preprocess, 2, workers=2))
+    assert [batch.indices.tolist() for batch in batches] == [[0], [2, 3], [4], [6]]
+    why = "crashes the image decoder"
+    assert [error for batch in batches for error in batch.errors] == [(at, f"{paths[at]} {why}") for at in (1, 5)]
+    expected = torch.stack([preprocess(decode(paths[index])) for index in (0, 2, 3, 4, 6)])
+    assert torch.equal(torch.cat([batch.pixels for batch in batches]), expected)
+
+
+@pytest.mark.usefixtures("forked")
+def test_training_stops_at_an_image_that_crashes_its_decoder(
+    samples: list[Sample], preprocess: Preprocess, deadly: set[str]
+) -> None:
+    deadly.add(str(samples[4].path))
+    with pytest.raises(PetaliteError, match=r"4\.png crashes the image decoder; remove it from the training"):
+        list(train_batches(samples, Augment(preprocess), list(range(7)), [0] * 7, 3, workers=2))
+
+
+@pytest.mark.usefixtures("forked")
+def test_processes_that_cannot_even_begin_are_an_error(
     paths: list[Path], preprocess: Preprocess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("petalite.data.loader.decode", lambda path: os._exit(9))
-    with pytest.raises(PetaliteError, match=r"a process that reads images ended: .*; try fewer workers, or 0$"):
+    monkeypatch.setattr("petalite.data.workers._begin", lambda work: os._exit(1))
+    with pytest.raises(PetaliteError, match="ended before it could begin; is there memory left"):
         list(load_batches(paths, preprocess, 2, workers=2))
+
+
+@dataclass(frozen=True)
+class Held:
+    """An image that is no file."""
+
+    name: str
+    data: bytes
+
+    def __str__(self) -> str:
+        return self.name
+
+    def read(self) -> bytes:
+        return self.data
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_lists_are_taken_as_they_are_needed_and_may_hold_bytes(
+    paths: list[Path], preprocess: Preprocess, workers: int
+) -> None:
+    taken: list[int] = []
+
+    def lists() -> Iterator[list[str | Held]]:
+        for number in range(1_000):
+            taken.append(number)
+            yield [str(paths[number % 7]), Held("inside", paths[0].read_bytes()), Held("nothing", b"")]
+
+    batches = read_batches(lists(), preprocess, workers)
+    first = next(batches)
+    assert first.indices.tolist() == [0, 1]
+    assert first.errors == [(2, "nothing: the image is empty (0 bytes)")]
+    assert torch.equal(first.pixels[0], first.pixels[1])
+    assert len(taken) <= 1 + 2 * workers
+    batches.close()
 
 
 @pytest.mark.usefixtures("forked")
