@@ -46,7 +46,7 @@ def unavailable_compute(name: str, capability: tuple[int, int] | None, device_ty
     """Why a device does not multiply in one of COMPUTES, and what to use; None where it does."""
     major, minor = CAPABILITIES[name]
     if capability is None:
-        if name in DTYPES:
+        if name in DTYPES or (name == "int8" and device_type == "cpu"):
             return None
         where = "a CPU" if device_type == "cpu" else device_type
         return f"{name} runs on NVIDIA GPUs of compute capability {major}.{minor} or more, not on {where}; use bf16 or fp32"
@@ -62,7 +62,7 @@ def resolve_compute(name: str, format: str, device: torch.device) -> str:
 
     `auto` keeps fp32 for an fp32 checkpoint and bf16 for a bf16 one. The others (fp16 and the quantized formats) run
     in fp16 on a GPU; on a CPU in bf16, which processors multiply natively where fp16 is many times slower.
-    Raises PetaliteError for an unknown precision, and for those of 8 bits, which only the fused engine multiplies.
+    Raises PetaliteError for an unknown precision, and for those of 8 bits, which only engines multiply.
     """
     if name not in ("auto", *COMPUTES):
         known = ", ".join(("auto", *COMPUTES))
@@ -75,4 +75,5 @@ def resolve_compute(name: str, format: str, device: torch.device) -> str:
         return "bf16" if device.type == "cpu" else "fp16"
     if reason := unavailable_compute(name, capability_of(device), device.type):
         raise PetaliteError(reason)
-    raise PetaliteError(f"plain modules do not multiply in {name}; use the fused engine, or fp16, bf16 or fp32")
+    others = "the CPU engine, or bf16" if device.type == "cpu" else "the fused engine, or fp16, bf16"
+    raise PetaliteError(f"plain modules do not multiply in {name}; use {others} or fp32")

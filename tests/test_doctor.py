@@ -120,9 +120,14 @@ def test_a_checkpoint_is_verified_too(tmp_path: Path) -> None:
     assert "private" not in text
 
 
-@pytest.mark.parametrize("kind", ["formats", "attention", "compute"])
+@pytest.mark.parametrize("kind", ["formats", "attention", "compute", "engines"])
 def test_a_listing_says_what_each_is_and_whether_it_runs(kind: str) -> None:
-    known = {"formats": list(FORMATS), "attention": list(BACKENDS), "compute": ["fp32", "fp16", "bf16", "int8", "fp8"]}
+    known = {
+        "formats": list(FORMATS),
+        "attention": [*BACKENDS, "petalite", "openvino"],
+        "compute": ["fp32", "fp16", "bf16", "int8", "fp8"],
+        "engines": ["fused", "openvino", "module"],
+    }
     rows = listing(kind, "cpu")
     assert [row["name"] for row in rows] == known[kind]
     for row in rows:

@@ -18,7 +18,7 @@ import torch
 from petalite.doctor.catalogue import listing
 from petalite.doctor.machine import describe, devices
 from petalite.doctor.text import render
-from petalite.doctor.trials import attention_here, compute_here, formats_here
+from petalite.doctor.trials import attention_here, compute_here, engines_here, formats_here
 
 __all__ = ["diagnose", "listing", "render"]
 
@@ -28,14 +28,15 @@ _FOLDERS = re.compile(r"(?<![\w.:/\\])(?:[A-Za-z]:)?(?:[\\/][^\s\\/:'\",;()]+)+[
 
 
 def diagnose(checkpoint: Path | None = None) -> dict[str, Any]:
-    """Versions, hardware, and what runs here, as JSON values; with `checkpoint`, the outcome of verifying it too.
+    """Versions, hardware, and what runs here, as JSON values; with `checkpoint`, whether it can be deployed here.
 
-    Under `runs`, for each device: `compute`, `formats` and `attention` (by precision), each a name and either None
+    Under `runs`, for each device: `engines`, `compute`, `formats` and `attention` (by precision), each a name and either None
     (it runs) or the reason why it does not. `advice` lists what to do, a line each.
     """
     report = describe()
     report["runs"] = {
         str(device): {
+            "engines": engines_here(device),
             "compute": compute_here(device),
             "formats": formats_here(device),
             "attention": attention_here(device),
@@ -44,9 +45,13 @@ def diagnose(checkpoint: Path | None = None) -> dict[str, Any]:
     }
     report["advice"] = _advice(report)
     if checkpoint is not None:
+        from petalite.doctor.deployment import deployment
         from petalite.verification import verify
 
-        report["checkpoint"] = verify(checkpoint).as_dict()
+        found = verify(checkpoint)
+        checks = deployment(checkpoint, found)
+        ok = all(check["ok"] is not False for check in checks)
+        report["checkpoint"] = {**found.as_dict(), "ok": ok, "deployment": checks}
     private: dict[str, Any] = _without_private(report)
     return private
 

@@ -10,17 +10,23 @@ from typing import Any
 
 from petalite.attention import BACKENDS
 from petalite.device import resolve_device
-from petalite.doctor.trials import attention_here, compute_here, formats_here
+from petalite.doctor.trials import attention_here, compute_here, engines_here, formats_here
+from petalite.engine import OWN_ATTENTION
 from petalite.errors import PetaliteError, did_you_mean
 from petalite.formats import FORMATS
 
-KINDS = ("formats", "attention", "compute", "models")
+KINDS = ("formats", "attention", "compute", "engines", "models")
 COMPUTES = {
     "fp32": "products in 32-bit floating point",
     "fp16": "products in 16-bit floating point: fast on GPUs",
     "bf16": "products in 16 bits with FP32's range: fast on GPUs from Ampere on, and on processors that have it",
-    "int8": "products of 8-bit integers, in the fused engine: GPUs from Turing on",
+    "int8": "products of 8-bit integers, in the engines: processors, GPUs from Turing on",
     "fp8": "products of 8-bit floats, in the fused engine: GPUs from Ada and Hopper on",
+}
+ENGINES = {
+    "fused": "kernels of Petalite's own in CUDA graphs; what auto takes on an NVIDIA GPU",
+    "openvino": "a graph of Petalite's own in OpenVINO; what auto takes on a CPU",
+    "module": "plain PyTorch modules as each format builds them: the reference, on any device",
 }
 #: Where timm keeps the models that are built of its plain `Block`, and the names there that are not.
 _HOMES = ("vision_transformer", "deit", "vision_transformer_hybrid")
@@ -42,8 +48,13 @@ def listing(kind: str, device: str = "auto") -> list[dict[str, Any]]:
         return [_row(name, format.about, reasons[name]) for name, format in FORMATS.items()]
     if kind == "compute":
         return [_row(name, COMPUTES[name], reason) for name, reason in compute_here(target).items()]
+    engines = engines_here(target)
+    if kind == "engines":
+        return [_row(name, ENGINES[name], reason) for name, reason in engines.items()]
     by_precision = attention_here(target)
-    return [_row(name, backend.about, _in_all(by_precision[name])) for name, backend in BACKENDS.items()]
+    rows = [_row(name, backend.about, _in_all(by_precision[name])) for name, backend in BACKENDS.items()]
+    rows.append(_row(OWN_ATTENTION, "the fused engine's own: the quickest kernel for each shape", engines["fused"]))
+    return [*rows, _row("openvino", "the CPU engine's own, which auto brings along", engines["openvino"])]
 
 
 def _row(name: str, about: str, reason: str | None) -> dict[str, Any]:

@@ -19,7 +19,17 @@ import torch
 
 PACKAGES = (
     *("petalite", "torch", "torchvision", "timm", "peft", "bitsandbytes", "safetensors", "huggingface-hub", "numpy"),
-    *("scipy", "scikit-learn", "pillow", "matplotlib", "transformers", "accelerate", "flash-attn", "kagglehub"),
+    *(
+        "scipy",
+        "scikit-learn",
+        "pillow",
+        "matplotlib",
+        "openvino",
+        "transformers",
+        "accelerate",
+        "flash-attn",
+        "kagglehub",
+    ),
 )
 #: Processor features that decide how fast a precision is, as /proc/cpuinfo spells them (x86, then ARM).
 CPU_FLAGS = (

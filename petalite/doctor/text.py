@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+_MARKS = {True: "ok", False: "NOT", None: "-"}
+
 
 def render(report: dict[str, Any]) -> str:
     """The report as plain text."""
@@ -27,6 +29,7 @@ def render(report: dict[str, Any]) -> str:
         lines.append("gpu        none that torch can use")
     for device, groups in report["runs"].items():
         lines += ["", f"on {device}"]
+        lines += _runs_lines("engines", [(name, {None: reason}) for name, reason in groups["engines"].items()])
         lines += _runs_lines("compute", [(name, {None: reason}) for name, reason in groups["compute"].items()])
         lines += _runs_lines("formats", [(name, {None: reason}) for name, reason in groups["formats"].items()])
         lines += _runs_lines("attention", list(groups["attention"].items()))
@@ -37,6 +40,10 @@ def render(report: dict[str, Any]) -> str:
             "",
             f"checkpoint {report['checkpoint']['path']}",
             *(f"  {line}" for line in report["checkpoint"]["lines"]),
+            *(
+                f"  {_MARKS[row['ok']]:<4} {row['name']:<14} {row['text']}"
+                for row in report["checkpoint"]["deployment"]
+            ),
         ]
     return "\n".join(lines)
 

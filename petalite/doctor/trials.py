@@ -16,6 +16,7 @@ from torch import nn
 
 from petalite.attention import BACKENDS, Backend
 from petalite.device import COMPUTES, capability_of, resolve_compute, unavailable_compute
+from petalite.engine import ENGINES, engine_missing
 from petalite.errors import PetaliteError
 from petalite.formats import FORMATS, Format
 from petalite.formats.plain import DTYPES
@@ -27,6 +28,15 @@ def compute_here(device: torch.device) -> dict[str, str | None]:
     return {
         name: unavailable_compute(name, capability, device.type) or _trial(partial(_try_compute, device, name))
         for name in COMPUTES
+    }
+
+
+def engines_here(device: torch.device) -> dict[str, str | None]:
+    """For each engine None, or why it runs no checkpoint here."""
+    return {
+        name: None if name == "module" else engine_missing(name, device) or _trial(partial(_try_engine, name))
+        for name in ENGINES
+        if name != "auto"
     }
 
 
@@ -72,6 +82,14 @@ def _try_compute(device: torch.device, name: str) -> None:
         torch._int_mm(ones.to(torch.int8), ones.to(torch.int8)).sum().item()
     else:
         nn.functional.linear(ones.to(DTYPES[name]), ones.to(DTYPES[name])).sum().item()
+
+
+def _try_engine(name: str) -> None:
+    if name == "openvino":  # Triton compiles too long for a trial
+        from petalite.engine.openvino_runtime import core, op, ov
+
+        x = op.parameter([1, 4], ov.Type.f32)
+        core().compile_model(ov.Model([op.relu(x)], [x], "trial"), "CPU")
 
 
 def _try_attention(backend: Backend, device: torch.device, dtype: torch.dtype) -> None:

@@ -7,7 +7,7 @@ classifier = load("runs/demo/checkpoints/nf4", attention="fa2")
 from petalite.device import resolve_device
 from petalite.engine.classifier import Classifier, Info, Prediction
 from petalite.engine.cuda import OWN_ATTENTION
-from petalite.engine.loading import ENGINES, fused_unavailable, load
+from petalite.engine.loading import ENGINES, engine_missing, engine_unavailable, fused_unavailable, load
 
 __all__ = [
     "ENGINES",
@@ -15,6 +15,8 @@ __all__ = [
     "Classifier",
     "Info",
     "Prediction",
+    "engine_missing",
+    "engine_unavailable",
     "fused_unavailable",
     "load",
     "resolve_device",

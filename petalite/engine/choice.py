@@ -36,9 +36,12 @@ class Choice:
 def choose_compute(name: str, format: str, capability: tuple[int, int] | None, device_type: str) -> Choice:
     """The precision of the products for a checkpoint of `format` (as `stored_format` gives it) on a device.
 
-    name: what was asked for, `auto` or one of COMPUTES. capability: of the GPU, (major, minor); None on a CPU.
+    name: what was asked for, `auto` or one of COMPUTES. capability: of the GPU, (major, minor); None on a CPU, where this
+    is what plain modules compute in (`processor.choose_on_cpu` is for the engine there).
     Raises PetaliteError for an unknown name, and for a precision that the device does not multiply.
     """
+    if capability is None:
+        return choose_module_compute(name, format, torch.device(device_type))
     if name != "auto":
         if name not in COMPUTES:
             known = ", ".join(("auto", *COMPUTES))
@@ -46,8 +49,6 @@ def choose_compute(name: str, format: str, capability: tuple[int, int] | None, d
         if reason := unavailable_compute(name, capability, device_type):
             raise PetaliteError(reason)
         return Choice(name, f"{name} was asked for")
-    if capability is None:
-        return choose_module_compute(name, format, torch.device(device_type))
     gpu = f"a GPU of compute capability {capability[0]}.{capability[1]}"
     if format != MIXED and get_format(format).plain:
         if unavailable_compute(format, capability, device_type) is None:

@@ -1,6 +1,6 @@
 """From a checkpoint to a classifier: on which device, by which engine, in which precision, and why.
 
-classifier = load("runs/demo/checkpoints/nf4")                       # a GPU: the fused engine; a CPU: the plain module
+classifier = load("runs/demo/checkpoints/nf4")                       # a GPU: the fused engine; a CPU: OpenVINO
 classifier = load("runs/demo/checkpoints/nf4", engine="module")      # bitsandbytes' layers in timm's model, anywhere
 classifier.info.engine, classifier.info.why
 
@@ -10,7 +10,9 @@ What was asked for and cannot run is an error. What was left to `auto` may turn 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -25,6 +27,8 @@ from petalite.engine.choice import Choice, choose_compute, choose_module_compute
 from petalite.engine.classifier import Classifier, Info, PlainModule, Runner
 from petalite.engine.cuda import OWN_ATTENTION, Fused
 from petalite.engine.graphs import Graphs
+from petalite.engine.processor import COMPUTES as CPU_COMPUTES
+from petalite.engine.processor import choose_on_cpu, this_processor
 from petalite.engine.products import CODES
 from petalite.engine.several import Several, device_names
 from petalite.engine.weights import Network, read_network, unsupported
@@ -34,14 +38,20 @@ from petalite.formats.plain import DTYPES
 from petalite.merging import merged_counts, use_merging
 from petalite.plan import POSITIONS
 
-#: What runs a checkpoint: `fused` on a GPU and `module` on a CPU where it is left to `auto`.
-ENGINES = ("auto", "fused", "module")
+if TYPE_CHECKING:
+    from petalite.engine.cpu import OnCpu
+
+#: What runs a checkpoint: `fused` on a GPU and `openvino` on a CPU where it is left to `auto`.
+ENGINES = ("auto", "fused", "openvino", "module")
+#: What the CPU engine calls its own attention.
+_CPU_ATTENTION = "openvino"
+_NAMES = {"fused": "fused engine", "openvino": "CPU engine"}
 #: The oldest GPUs that Triton compiles for.
 _TRITON_CAPABILITY = (7, 5)
 
 
 class _Failed(Exception):
-    """The fused engine could be built but did not run; the message says why, in a line."""
+    """An engine could be built but did not run; the message says why, in a line."""
 
 
 def load(
@@ -56,7 +66,8 @@ def load(
 
     device: auto, cpu, cuda, cuda:N; cuda:all and cuda:0,1 spread batches over several GPUs. attention: auto, math, sdpa,
     fa2, efficient, cudnn, petalite (the fused engine's own). compute: auto, fp32, fp16, bf16, int8, fp8.
-    threads: threads of a CPU's operators (PyTorch's own choice when None). engine: auto, fused, module.
+    threads: how many of a CPU's cores work (None: those that this process may use). engine: auto, fused (NVIDIA GPUs),
+    openvino (CPUs), module.
     Raises PetaliteError for a damaged checkpoint, and for a device, format, attention, compute or engine that cannot run
     here.
     """
@@ -68,41 +79,99 @@ def load(
         raise PetaliteError(f"unknown engine '{engine}'{did_you_mean(engine, ENGINES)}; known: {', '.join(ENGINES)}")
     checkpoint = path if isinstance(path, Checkpoint) else read_checkpoint(path)
     devices = [resolve_device(name) for name in device_names(device)]
+    name = own_engine(devices[0]) if engine in ("auto", "module") else engine
     reason = "plain PyTorch modules were asked for" if engine == "module" else None
-    reason = reason or fused_unavailable(checkpoint, devices[0])
+    reason = reason or engine_unavailable(checkpoint, devices[0], name)
+    if reason is None and name == "openvino":
+        reason = _not_on_cpu(attention, compute)
     if reason is None:
         try:
+            if name == "openvino":
+                return _openvino(checkpoint, compute, threads)
             return _fused(checkpoint, devices, attention, compute)
         except _Failed as error:
-            reason = f"the fused engine failed: {error}"
+            reason = f"the {_NAMES[name]} failed: {error}"
             if engine == "auto":
                 warn(f"{reason}; plain PyTorch modules run instead")
-    if engine == "fused":
+    if engine not in ("auto", "module"):
         raise PetaliteError(f"{checkpoint.path} on {devices[0]}: {reason}")
     if attention == OWN_ATTENTION:
         raise PetaliteError(f"attention {OWN_ATTENTION} belongs to the fused engine: {reason}")
     return _plain(checkpoint, devices, attention, compute, reason)
 
 
-def fused_unavailable(checkpoint: Checkpoint, device: torch.device) -> str | None:
-    """Why the fused engine does not run a checkpoint on a device; None where it does."""
+def own_engine(device: torch.device) -> str:
+    """The engine that `auto` takes on a device where it can: `fused` on a GPU, `openvino` on a CPU."""
+    return "openvino" if capability_of(device) is None else "fused"
+
+
+def engine_missing(engine: str, device: torch.device) -> str | None:
+    """Why `fused` or `openvino` runs no checkpoint at all on a device; None where it may."""
     capability = capability_of(device)
+    if engine == "openvino":
+        if capability is not None:
+            return "the CPU engine runs on CPUs"
+        found = importlib.util.find_spec("openvino") is not None
+        return None if found else "the CPU engine needs OpenVINO: pip install openvino"
     if capability is None:
         return "the fused engine runs on NVIDIA GPUs"
     if capability < _TRITON_CAPABILITY:
         return f"the fused engine needs compute capability 7.5 or more, this GPU has {capability[0]}.{capability[1]}"
     if importlib.util.find_spec("triton") is None:
         return "the fused engine needs Triton: pip install triton"
-    if problem := unsupported(checkpoint):
-        return f"the fused engine does not compute {problem}"
     return None
+
+
+def engine_unavailable(checkpoint: Checkpoint, device: torch.device, engine: str | None = None) -> str | None:
+    """Why an engine (None: the device's own) does not run a checkpoint on a device; None where it does."""
+    name = engine or own_engine(device)
+    if reason := engine_missing(name, device):
+        return reason
+    problem = unsupported(checkpoint)
+    return f"the {_NAMES[name]} does not compute {problem}" if problem else None
+
+
+def _not_on_cpu(attention: str, compute: str) -> str | None:
+    """What of a request the CPU engine has no part in, so that plain modules run it; None where there is nothing."""
+    if attention == OWN_ATTENTION:
+        return engine_missing("fused", torch.device("cpu"))
+    if attention not in ("auto", _CPU_ATTENTION):
+        return f"attention {attention} is plain PyTorch's"
+    if compute in DTYPES and compute not in CPU_COMPUTES:
+        return f"{compute} on a CPU is plain PyTorch's"
+    return None
+
+
+def fused_unavailable(checkpoint: Checkpoint, device: torch.device) -> str | None:
+    """Why the fused engine does not run a checkpoint on a device; None where it does."""
+    return engine_unavailable(checkpoint, device, "fused")
+
+
+def _openvino(checkpoint: Checkpoint, compute: str, threads: int | None) -> Classifier:
+    """The CPU engine, after a first image. Raises _Failed where it does not run after all."""
+    processor = this_processor()
+    if compute not in ("auto", *CPU_COMPUTES):  # 8-bit floats, or a name that nothing has
+        choose_module_compute(compute, checkpoint.plan.format, torch.device("cpu"))
+    choice = choose_on_cpu(compute, stored_format(checkpoint.plan), bool(checkpoint.plan.activations), processor)
+    try:
+        from petalite.engine.cpu import open_on_cpu
+
+        engine: OnCpu = open_on_cpu(checkpoint, choice.compute, threads, processor)
+        engine.forward(torch.zeros(1, 3, *engine.image_size, dtype=torch.uint8))
+    except PetaliteError:
+        raise
+    except Exception as error:  # whatever OpenVINO raises, the plain module may still run
+        raise _Failed(f"{type(error).__name__}: {_first_line(error)}") from error
+    return _classifier(
+        checkpoint, [engine], engine="openvino", attention=_CPU_ATTENTION, choice=choice, scales=engine.scales
+    )
 
 
 def _fused(checkpoint: Checkpoint, devices: list[torch.device], attention: str, compute: str) -> Classifier:
     """The fused engine on each device. Raises _Failed where it does not run after all."""
     oldest = min((capability for device in devices if (capability := capability_of(device))), default=None)
     choice = choose_compute(compute, stored_format(checkpoint.plan), oldest, devices[0].type)
-    network = read_network(checkpoint)
+    network = read_network(checkpoint, devices[0])
     odd = next((linear for linear in network.linears() if linear.weight.shape[1] % 16), None)
     if choice.compute in CODES and odd is not None:
         reason = f"{odd.name} has {odd.weight.shape[1]} inputs, not a multiple of 16, as {choice.compute} needs"
@@ -126,9 +195,12 @@ def _fused_on(network: Network, device: torch.device, compute: str, attention: s
     except Exception as error:  # whatever a compiler or a driver raises, the plain module may still run
         if isinstance(error, torch.OutOfMemoryError) or (fused is None and isinstance(error, PetaliteError)):
             raise
-        lines = str(error).strip().splitlines() or ["no message"]
-        raise _Failed(f"{type(error).__name__} on {device}: {lines[0][:200]}") from error
+        raise _Failed(f"{type(error).__name__} on {device}: {_first_line(error)}") from error
     return fused
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or ["no message"])[0][:200]
 
 
 class Graphed:
@@ -152,8 +224,6 @@ def _plain(
     try:
         choice = choose_module_compute(compute, checkpoint.plan.format, devices[0])
     except PetaliteError as error:
-        if devices[0].type == "cpu":
-            raise
         raise PetaliteError(f"{error} ({reason})") from error
     dtype = DTYPES[choice.compute]
     preprocess = Preprocess.from_config(checkpoint.config)
@@ -163,14 +233,13 @@ def _plain(
         name = use_attention(model, attention, device, dtype).name
         use_merging(model, checkpoint.plan.merge)
         runners.append(PlainModule(model, preprocess, dtype, device))
-    if devices[0].type != "cpu":
-        choice = Choice(choice.compute, f"{choice.why}; {reason}")
+    choice = Choice(choice.compute, f"{choice.why}; {reason}")
     return _classifier(checkpoint, runners, engine="module", attention=name, choice=choice)
 
 
 def _classifier(
     checkpoint: Checkpoint,
-    runners: list[PlainModule] | list[Graphed],
+    runners: Sequence[Runner],
     *,
     engine: str,
     attention: str,

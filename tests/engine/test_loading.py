@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from petalite.checkpoint import Checkpoint
-from petalite.engine import load, loading
+from petalite.engine import cpu, load, loading
 from petalite.engine.classifier import PlainModule
 from petalite.errors import PetaliteError
 from petalite.quantization import quantize
@@ -64,24 +64,75 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> type[FakeFused]:
     return FakeFused
 
 
-def test_on_a_cpu_the_plain_module_runs(checkpoint: Checkpoint) -> None:
-    for engine in ("auto", "module"):
-        classifier = load(checkpoint, "cpu", engine=engine)
-        assert isinstance(classifier.runner, PlainModule) and classifier.model is classifier.runner.model
-        info = classifier.info
-        assert (info.engine, info.compute, info.scales) == ("module", "fp32", None)
-        assert info.why == "the checkpoint is stored in fp32 and keeps its precision"
-        assert classifier.report() == info.as_dict()
-    assert load(checkpoint, "cpu", compute="bf16").info.why == "bf16 was asked for"
+def test_plain_modules_run_where_they_are_asked_for(checkpoint: Checkpoint) -> None:
+    classifier = load(checkpoint, "cpu", engine="module")
+    assert isinstance(classifier.runner, PlainModule) and classifier.model is classifier.runner.model
+    info = classifier.info
+    assert (info.engine, info.compute, info.scales) == ("module", "fp32", None)
+    kept = "the checkpoint is stored in fp32 and keeps its precision"
+    assert info.why == f"{kept}; plain PyTorch modules were asked for"
+    assert classifier.report() == info.as_dict()
+    sdpa = load(checkpoint, "cpu", attention="sdpa").info
+    assert (sdpa.engine, sdpa.attention) == ("module", "sdpa") and "attention sdpa is plain PyTorch's" in sdpa.why
+    half = load(checkpoint, "cpu", compute="fp16").info
+    assert (half.engine, half.why) == ("module", "fp16 was asked for; fp16 on a CPU is plain PyTorch's")
+
+
+def test_on_a_cpu_its_engine_runs(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    classifier = load(checkpoint, "cpu", threads=1)
+    info = classifier.info
+    assert (info.engine, info.compute, info.attention) == ("openvino", "fp32", "openvino")
+    assert info.why == "the checkpoint is stored in fp32 and keeps its precision"
+    plain = load(checkpoint, "cpu", engine="module")
+    for count in (0, 1, 7):
+        pixels = tiny_pixels(count)
+        torch.testing.assert_close(classifier.logits(pixels), plain.logits(pixels), rtol=1e-4, atol=1e-5)
+    assert classifier.report()["threads"] == 1 and classifier.report()["compiled_batches"] == [1, 8]
+    with pytest.raises(PetaliteError, match="the openvino engine has no module to look into"):
+        _ = classifier.model
+    assert load(checkpoint, "cpu", compute="bf16", engine="openvino").info.why == "bf16 was asked for"
+
+    packed = quantize(checkpoint, "nf4", tmp_path / "nf4")
+    info = load(packed, "cpu").info
+    assert info.engine == "openvino" and info.why.startswith("nf4 is quantized, its inputs are not calibrated for int8")
+    ranges = dict.fromkeys((name for name in packed.plan.layers if name.startswith("blocks.")), (-4.0, 4.0))
+    packed = replace(packed, plan=replace(packed.plan, activations=ranges))
+    info = load(packed, "cpu", compute="int8").info
+    assert (info.compute, info.scales, info.why) == ("int8", "static", "int8 was asked for")
+    with pytest.raises(PetaliteError, match=r"^int8 on a CPU needs the ranges"):
+        load(checkpoint, "cpu", compute="int8")
+
+
+def test_a_cpu_engine_that_fails_is_not_passed_over_in_silence(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("no kernel\nat all")
+
+    monkeypatch.setattr(cpu, "open_on_cpu", broken)
+    info = load(checkpoint, "cpu").info
+    assert info.engine == "module" and info.why.endswith("; the CPU engine failed: RuntimeError: no kernel")
+    assert "the CPU engine failed: RuntimeError: no kernel; plain PyTorch modules run" in capsys.readouterr().err
+    with pytest.raises(PetaliteError, match=r"tiny on cpu: the CPU engine failed: RuntimeError: no kernel$"):
+        load(checkpoint, "cpu", engine="openvino")
+    monkeypatch.setattr(loading.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(PetaliteError, match=r"tiny on cpu: the CPU engine needs OpenVINO: pip install openvino$"):
+        load(checkpoint, "cpu", engine="openvino")
 
 
 @pytest.mark.parametrize(
     ("options", "says"),
     [
         ({"engine": "fused"}, r"tiny on cpu: the fused engine runs on NVIDIA GPUs$"),
-        ({"engine": "turbo"}, r"unknown engine 'turbo'.*; known: auto, fused, module$"),
+        ({"engine": "turbo"}, r"unknown engine 'turbo'.*; known: auto, fused, openvino, module$"),
         ({"compute": "fp8"}, r"^fp8 runs on NVIDIA GPUs of compute capability 8\.9 or more, not on a CPU; use bf16"),
-        ({"compute": "int8", "engine": "module"}, r"^int8 runs on NVIDIA GPUs of compute capability 7\.5 or more"),
+        (
+            {"compute": "int8", "engine": "module"},
+            r"^plain modules do not multiply in int8; use the CPU engine, or bf16",
+        ),
+        ({"compute": "fp16", "engine": "openvino"}, r"tiny on cpu: fp16 on a CPU is plain PyTorch's$"),
+        ({"attention": "fa2", "engine": "openvino"}, r"tiny on cpu: attention fa2 is plain PyTorch's$"),
+        ({"compute": "in8"}, r"^unknown compute 'in8' \(did you mean 'int8'\?\)"),
         (
             {"attention": "petalite"},
             r"^attention petalite belongs to the fused engine: the fused engine runs on NVIDIA",

@@ -1,0 +1,220 @@
+"""The forward pass on a CPU: uint8 pixels to logits by OpenVINO, whose graph is Petalite's own.
+
+    engine = open_on_cpu(checkpoint, "int8", threads=None, processor=this_processor())
+    logits = engine.forward(pixels)      # float32 (B, classes)
+    engine.report()                      # threads, streams, what was compiled, how inputs are quantized
+
+A graph is compiled for one batch size, some tenths of a second each, when it is first needed, and kept on disk: one for
+single images and one for eight at once, into which any other number is divided. On more cores batches are spread over
+streams. What compiling needs (the expanded weights, several times what is multiplied) is made for it and dropped.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from petalite.checkpoint import Checkpoint
+from petalite.data.preprocess import Preprocess
+from petalite.engine.openvino_cache import CompiledCache, Kept, fingerprint
+from petalite.engine.openvino_graph import Graph
+from petalite.engine.openvino_runtime import core, ov
+from petalite.engine.processor import Processor, this_processor
+from petalite.engine.threads import usable_threads
+from petalite.engine.weights import Network, read_network
+from petalite.errors import PetaliteError
+from petalite.merging import merge_problems
+from petalite.plan import in_block
+
+#: Images that one pass of the wide graph takes, and from how many on it is quicker to fill up than single images.
+WIDE, _WORTH = 8, 6
+#: Cores that work on one image together before images are spread over streams.
+_CORES_A_STREAM = 4
+NEEDS_RANGES = "int8 on a CPU needs the ranges of the products' inputs: quantize with calibration images"
+
+
+def open_on_cpu(
+    checkpoint: Checkpoint, compute: str, threads: int | None = None, processor: Processor | None = None
+) -> OnCpu:
+    """The engine for a checkpoint, whose compiled graphs are kept on disk from one start to the next.
+
+    Raises PetaliteError as OnCpu does, and for a model with what `unsupported` names.
+    """
+    if problems := merge_problems(checkpoint.plan, checkpoint.skeleton()):
+        raise PetaliteError(problems[0].removeprefix("plan.json: "))
+    processor = processor or this_processor()
+    inside = [name for name in checkpoint.plan.layers if in_block(name)]
+    spanned = sum(name in checkpoint.plan.activations for name in inside)
+    return OnCpu(
+        lambda: read_network(checkpoint), compute, threads, processor,
+        image_size=Preprocess.from_config(checkpoint.config).size, products=len(inside), spanned=spanned,
+        cache=CompiledCache(fingerprint(checkpoint, compute, processor)),
+    )  # fmt: skip
+
+
+def on_cpu(network: Network, compute: str, threads: int | None = None, processor: Processor | None = None) -> OnCpu:
+    """The engine for a network, nothing kept on disk. Raises PetaliteError as OnCpu does."""
+    layers = list(network.linears())
+    return OnCpu(
+        lambda: network, compute, threads, processor or this_processor(), image_size=network.shape.image_size,
+        products=len(layers), spanned=sum(layer.span is not None for layer in layers), cache=None,
+    )  # fmt: skip
+
+
+class OnCpu:
+    """A network on this machine's cores, in one precision: fp32, bf16, or int8 (layers without a range then in plain).
+
+    network: makes it, whenever a graph has to be compiled. threads: how many cores work; None for those that this
+    process may use. products, spanned: how many layers the blocks have, and how many of them a range of their inputs.
+    Raises PetaliteError for threads below 1, and for int8 where no layer has a range.
+    """
+
+    def __init__(
+        self,
+        network: Callable[[], Network],
+        compute: str,
+        threads: int | None,
+        processor: Processor,
+        *,
+        image_size: tuple[int, int],
+        products: int,
+        spanned: int,
+        cache: CompiledCache | None,
+    ) -> None:
+        self.compute, self.processor, self.image_size = compute, processor, image_size
+        self.device = torch.device("cpu")
+        self.threads = usable_threads(threads)
+        self.streams = max(1, self.threads // _CORES_A_STREAM)
+        if compute == "int8" and not spanned:
+            raise PetaliteError(NEEDS_RANGES)
+        self.scales = _scales(products, spanned) if compute == "int8" else None
+        self._network, self._cache = network, cache
+        self._requests: dict[tuple[int, bool], list[Any]] = {}
+        self._cached: list[int] = []
+        self._kept: list[Kept] = []
+        self._lock = threading.Lock()
+
+    @property
+    def plain(self) -> str:
+        """The precision between the products, and of those that are not in codes."""
+        if self.compute == "fp32":
+            return "fp32"
+        return "bf16" if self.processor.bf16 else "fp32"
+
+    def report(self) -> dict[str, Any]:
+        """JSON values: the processor, what was chosen, what is compiled, and which of that came from the disk."""
+        return {
+            "processor": self.processor.describe(),
+            "runtime": f"openvino {ov.get_version()}",
+            "plain": self.plain,
+            "reduced_range": self.compute == "int8" and self.processor.reduced,
+            "threads": self.threads,
+            "streams": self.streams,
+            "compiled_batches": sorted({batch for batch, _ in self._requests}),
+            "cached_batches": sorted(set(self._cached)),
+        }
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Logits float32 (B, classes) of pixels (B, 3, H, W): uint8, or floating point and normalized."""
+        normalized = pixels.dtype != torch.uint8
+        values = (pixels.float() if normalized else pixels).contiguous().cpu().numpy()
+        parts = portions(len(values))
+        answers: list[Any] = []
+        with self._lock:  # a request holds its own input and output
+            wide = [(start, stop) for start, stop, batch in parts if batch == WIDE]
+            if wide:
+                answers += self._spread(self._compiled(WIDE, normalized), wide, values)
+            for start, stop, batch in parts:
+                if batch == 1:
+                    request = self._compiled(1, normalized)[0]
+                    request.set_input_tensor(ov.Tensor(values[start:stop]))
+                    request.infer()
+                    answers.append(request.get_output_tensor().data.copy())
+        if not answers:  # a batch of none still has classes
+            return torch.empty(0, self._compiled(1, normalized)[0].get_output_tensor().shape[1])
+        return torch.from_numpy(np.concatenate(answers))
+
+    def timed_nodes(self, pixels: Tensor, passes: int = 5) -> list[tuple[str, str, float]]:
+        """What a pass over a batch consists of: (name, OpenVINO's type, milliseconds) of each node, its mean over
+        `passes`. The batch has a graph of its own for this, which counts and is not kept."""
+        normalized = pixels.dtype != torch.uint8
+        graph = self._graph().model(len(pixels), normalized=normalized)
+        compiled = core().compile_model(graph, "CPU", {**self._settings(1), "PERF_COUNT": True})
+        request = compiled.create_infer_request()
+        request.set_input_tensor(ov.Tensor((pixels.float() if normalized else pixels).contiguous().numpy()))
+        request.infer()  # the first pass makes kernels
+        taken: dict[tuple[str, str], float] = defaultdict(float)
+        for _ in range(passes):
+            request.infer()
+            for node in request.get_profiling_info():
+                taken[node.node_name, node.node_type] += 1e3 * node.real_time.total_seconds() / passes
+        return [(name, kind, milliseconds) for (name, kind), milliseconds in taken.items() if milliseconds]
+
+    def _spread(self, requests: list[Any], parts: list[tuple[int, int]], values: Any) -> list[Any]:
+        """Passes of the wide graph, as many at once as there are streams."""
+        answers = []
+        for index in range(0, len(parts), len(requests)):
+            running = list(zip(parts[index : index + len(requests)], requests, strict=False))
+            for (start, stop), request in running:
+                part = values[start:stop]
+                if len(part) < WIDE:  # filled up with what is already there
+                    part = np.concatenate([part, np.repeat(part[-1:], WIDE - len(part), axis=0)])
+                request.set_input_tensor(ov.Tensor(part))
+                request.start_async()
+            for (start, stop), request in running:
+                request.wait()
+                answers.append(request.get_output_tensor().data[: stop - start].copy())
+        return answers
+
+    def _compiled(self, batch: int, normalized: bool) -> list[Any]:
+        """A request for each stream of the graph for a batch, compiled when it is first asked for."""
+        known = self._requests.get((batch, normalized))
+        if known is not None:
+            return known
+        streams = 1 if batch == 1 else self.streams
+        settings = self._settings(streams)
+        name = f"{batch}{'-normalized' if normalized else ''}"
+        kept = None if self._cache is None else self._cache.load(name, settings)
+        if kept is not None:
+            self._kept.append(kept)
+            self._cached.append(batch)
+            compiled = kept.compiled
+        else:
+            compiled = core().compile_model(self._graph().model(batch, normalized=normalized), "CPU", settings)
+            if self._cache is not None:
+                self._cache.keep(name, compiled)
+        requests = [compiled.create_infer_request() for _ in range(streams)]
+        self._requests[batch, normalized] = requests
+        return requests
+
+    def _graph(self) -> Graph:
+        return Graph(self._network(), quantized=self.compute == "int8", reduced=self.processor.reduced)
+
+    def _settings(self, streams: int) -> dict[str, Any]:
+        return {
+            "INFERENCE_PRECISION_HINT": "bf16" if self.plain == "bf16" else "f32",
+            "PERFORMANCE_HINT": "LATENCY" if streams == 1 else "THROUGHPUT",
+            "NUM_STREAMS": streams,
+            "INFERENCE_NUM_THREADS": self.threads,
+            "ENABLE_CPU_PINNING": False,  # processes that decode images take turns on the same cores
+        }
+
+
+def portions(count: int) -> list[tuple[int, int, int]]:
+    """How `count` images are divided: (start, stop, the graph's batch size) of each pass."""
+    parts = [(start, start + WIDE, WIDE) for start in range(0, count - WIDE + 1, WIDE)]
+    start = len(parts) * WIDE
+    if count - start >= _WORTH:
+        return [*parts, (start, count, WIDE)]
+    return [*parts, *((index, index + 1, 1) for index in range(start, count))]
+
+
+def _scales(products: int, spanned: int) -> str:
+    """How inputs of products get their scales, in words."""
+    return "static" if spanned == products else f"static in {spanned} of {products} products, the others are plain"
