@@ -4,7 +4,7 @@ Results go to stdout (one JSON document with `--json`), everything else to stder
 something failed or a budget was not met; 2 wrong use or bad input.
 """
 
-from petalite.cli import budget, checkpoints, machine, studies
+from petalite.cli import budget, checkpoints, comparing, machine, serving, sharing, studies
 from petalite.cli.app import main
 
-__all__ = ["budget", "checkpoints", "machine", "main", "studies"]
+__all__ = ["budget", "checkpoints", "comparing", "machine", "main", "serving", "sharing", "studies"]

@@ -24,7 +24,11 @@ _ORDER = [
     "profile",
     "ablate",
     "search",
+    "compare",
     "predict",
+    "serve",
+    "export",
+    "push",
     "report",
     "verify",
     "doctor",
@@ -60,7 +64,7 @@ def main() -> None:
     except PetaliteError as error:
         _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted; a study or a training goes on with --resume", 130)
+        _fail("interrupted; a study, a training or a prediction goes on with --resume", 130)
     except BrokenPipeError:
         sys.exit(1)
     except Exception as error:

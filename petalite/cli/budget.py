@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from petalite.cli import complete
 from petalite.cli import options as o
 from petalite.cli.app import app, result
 
@@ -15,7 +16,10 @@ from petalite.cli.app import app, result
 def ablate(
     checkpoint: o.CheckpointPath,
     data: o.DataPath,
-    formats: Annotated[str, typer.Option(help="Formats, separated by commas; see `petalite ls formats`.")] = "nf4,int8",
+    formats: Annotated[
+        str,
+        typer.Option(help="Formats, separated by commas; see `petalite ls formats`.", autocompletion=complete.formats),
+    ] = "nf4,int8",
     split: Annotated[str, typer.Option(help="train, valid or test.")] = "test",
     reverse: Annotated[bool, typer.Option("--reverse", help="Also quantize each block alone.")] = False,
     layers: Annotated[

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from petalite.cli import complete
 from petalite.cli import options as o
 from petalite.cli.app import app, result
 from petalite.errors import PetaliteError
@@ -18,7 +18,7 @@ from petalite.recipe import describe
 def quantize(
     checkpoint: o.CheckpointPath,
     out: Annotated[Path, typer.Option(help="Folder of the new checkpoint.")],
-    format: Annotated[str, typer.Option(help="See `petalite ls formats`.")] = "nf4",
+    format: Annotated[str, typer.Option(help="See `petalite ls formats`.", autocompletion=complete.formats)] = "nf4",
     keep: Annotated[
         str | None, typer.Option(help=describe("keep") + " Separated by commas.", show_default=False)
     ] = None,
@@ -189,37 +189,45 @@ def profile(
 def predict(
     checkpoint: o.CheckpointPath,
     sources: Annotated[
-        list[str], typer.Argument(help="Files, folders, globs, or - for a list on stdin.", show_default=False)
+        list[str],
+        typer.Argument(
+            help="Files, folders, globs, .tar shards, .csv or .parquet files with a column path, - for a list on stdin.",
+            show_default=False,
+        ),
     ],
-    out: Annotated[Path, typer.Option(help="The CSV; a gallery is written beside it as PNG.")] = Path(
-        "predictions.csv"
-    ),
+    out: Annotated[
+        Path, typer.Option(help="A .csv, .jsonl or .parquet file; a gallery is written beside it as PNG.")
+    ] = Path("predictions.csv"),
     gallery: Annotated[bool, typer.Option(help="Write the gallery.")] = True,
     attention: o.Attention = "auto",
     compute: o.Compute = "auto",
-    engine: o.Engine = "auto",
+    engine: Annotated[
+        str, typer.Option(help="auto, fused (NVIDIA GPUs) or module (plain PyTorch); ray is short for --on ray.")
+    ] = "auto",
+    on: Annotated[str, typer.Option(help="local, or ray: a Ray cluster, an engine on each GPU.")] = "local",
     batch_size: Annotated[int, typer.Option(help="Images a forward pass.")] = 32,
     threads: o.Threads = None,
-    force: o.Force = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with what a killed run of the same images left.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Start again, replacing --out.")] = False,
     device: o.Device = "auto",
     as_json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """The five most likely classes of each image, as CSV, with a gallery and the rate.
+    """The five most likely classes of each image, of any number of images, with a gallery and the rate.
 
-    Example: petalite predict runs/demo/checkpoints/int8 photos/ "more/*.jpg" --out predictions.csv
+    Example: petalite predict runs/demo/checkpoints/int8 photos/ "shards/*.tar" --out predictions.parquet --resume
     """
-    from petalite.prediction import expand
     from petalite.prediction import predict as predict_images
 
+    if engine == "ray":
+        engine, on = "auto", "ray"
     if out.is_dir():
         out = out / "predictions.csv"
-    if out.exists() and not force:
-        raise PetaliteError(f"{out} exists; add --force to replace it")
-    paths = expand(sources, sys.stdin)
     summary = predict_images(
-        checkpoint, paths, out, gallery=out.with_suffix(".png") if gallery else None, device=device, attention=attention,
-        compute=compute, engine=engine, batch_size=batch_size, threads=threads,
+        checkpoint, sources, out, gallery=out.with_suffix(".png") if gallery else None, device=device, attention=attention,
+        compute=compute, engine=engine, batch_size=batch_size, threads=threads, resume=resume, force=force, on=on,
     )  # fmt: skip
     result(summary, as_json, str(out))
     if summary["errors"]:

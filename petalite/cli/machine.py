@@ -7,8 +7,10 @@ from typing import Annotated
 
 import typer
 
+from petalite.cli import complete
 from petalite.cli import options as o
 from petalite.cli.app import app, data_app, result
+from petalite.errors import PetaliteError, did_you_mean
 from petalite.recipe import describe
 
 
@@ -20,7 +22,10 @@ def doctor(
 ) -> None:
     """What this machine runs: versions, device, formats, attention, compute; text to paste into an issue.
 
-    Example: petalite doctor
+    With a checkpoint also whether it can be deployed here (hashes, plan, preprocessing, attention, GPU, an answer); exit
+    code 1 if not.
+
+    Example: petalite doctor runs/demo/checkpoints/int8
     """
     from petalite.doctor import diagnose, render
 
@@ -32,7 +37,14 @@ def doctor(
 
 @app.command(name="ls")
 def list_known(
-    kind: Annotated[str, typer.Argument(help="formats, attention, compute or models.", show_default=False)],
+    kind: Annotated[
+        str,
+        typer.Argument(
+            help="formats, attention, compute, engines, models, recipes or targets (of export).",
+            show_default=False,
+            autocompletion=complete.kinds,
+        ),
+    ],
     device: o.Device = "auto",
     as_json: o.Json = False,
     quiet: o.Quiet = False,
@@ -41,9 +53,14 @@ def list_known(
 
     Example: petalite ls formats
     """
+    from petalite.cli.listings import LISTINGS
     from petalite.doctor import listing
+    from petalite.doctor.catalogue import KINDS
 
-    rows = listing(kind, device)
+    known = (*KINDS, *LISTINGS)
+    if kind not in known:
+        raise PetaliteError(f"unknown kind '{kind}'{did_you_mean(kind, known)}; kinds: {', '.join(known)}")
+    rows = LISTINGS[kind](device) if kind in LISTINGS else listing(kind, device)
     width = max(len(row["name"]) for row in rows)
     result(rows, as_json, "\n".join(f"{row['name']:{width}}  {row['about']}" for row in rows))
 

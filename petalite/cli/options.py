@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from petalite import console
+from petalite.cli import complete
 from petalite.errors import PetaliteError
 from petalite.recipe import describe
 
@@ -27,26 +28,43 @@ def _quiet(value: bool) -> bool:
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", callback=_quiet, help="No progress, no notes.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", autocompletion=complete.devices)]
 Attention = Annotated[
-    str, typer.Option(help="auto, math, sdpa, fa2, efficient, cudnn or petalite (the fused engine's own).")
+    str,
+    typer.Option(
+        help="auto, math, sdpa, fa2, efficient, cudnn or petalite (the fused engine's own).",
+        autocompletion=complete.attention,
+    ),
 ]
-Compute = Annotated[str, typer.Option(help="auto, fp32, bf16, fp16, int8 or fp8: the precision of the products.")]
-Engine = Annotated[str, typer.Option(help="auto, fused (NVIDIA GPUs) or module (plain PyTorch, as formats build it).")]
+Compute = Annotated[
+    str,
+    typer.Option(
+        help="auto, fp32, bf16, fp16, int8 or fp8: the precision of the products.", autocompletion=complete.computes
+    ),
+]
+Engine = Annotated[
+    str,
+    typer.Option(
+        help="auto, fused (NVIDIA GPUs), openvino (CPUs) or module (plain PyTorch, as formats build it).",
+        autocompletion=complete.engines,
+    ),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with what --out holds.")]
 Force = Annotated[bool, typer.Option("--force", help="Start again, deleting what --out holds.")]
-Threads = Annotated[int | None, typer.Option(help="Threads on a CPU; default: all available cores.")]
+Threads = Annotated[int | None, typer.Option(help="Cores that work, on a CPU; default: all that this process may use.")]
 CheckpointPath = Annotated[Path, typer.Argument(help="A checkpoint folder.", show_default=False)]
-DataPath = Annotated[str, typer.Option("--data", help=describe("data"), show_default=False)]
+DataPath = Annotated[
+    str, typer.Option("--data", help=describe("data"), show_default=False, autocompletion=complete.data)
+]
 
 
-def option(key: str, *names: str) -> Any:
+def option(key: str, *names: str, completed: complete.Complete | None = None) -> Any:
     """An option that overrides a recipe's field; its help is the recipe's own."""
-    return typer.Option(*names, help=describe(key), show_default=False)
+    return typer.Option(*names, help=describe(key), show_default=False, autocompletion=completed)
 
 
 Seed = Annotated[int | None, option("seed", "--seed")]
-Model = Annotated[str | None, option("model", "--model")]
+Model = Annotated[str | None, option("model", "--model", completed=complete.models)]
 Pretrained = Annotated[YesNo | None, option("pretrained", "--pretrained")]
 ImageSize = Annotated[int | None, option("image_size", "--image-size")]
 Method = Annotated[str | None, option("train.method", "--method")]

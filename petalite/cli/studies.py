@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from petalite.cli import complete
 from petalite.cli import options as o
 from petalite.cli.app import app, result
 from petalite.errors import PetaliteError
@@ -103,7 +104,7 @@ def run(
 def train(
     data: o.DataPath,
     out: Annotated[Path, typer.Option(help="Folder for train/ and checkpoints/FORMAT.")],
-    model: Annotated[str, typer.Option(help=describe("model"), show_default=False)],
+    model: Annotated[str, typer.Option(help=describe("model"), show_default=False, autocompletion=complete.models)],
     pretrained: o.Pretrained = None,
     image_size: o.ImageSize = None,
     method: o.Method = None,
@@ -165,17 +166,20 @@ def train(
 
 @app.command()
 def report(
-    study: Annotated[Path, typer.Argument(help="Folder of a study.", show_default=False)],
+    studies: Annotated[list[Path], typer.Argument(help="Folders of studies, oldest first.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder of the page on several studies.")] = Path("runs/comparison"),
     as_json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Draw a study's report again from its results.
+    """Draw a study's report again from its results; of several studies, one page that compares them.
 
     Example: petalite report runs/demo
+    Example: petalite report runs/monday runs/tuesday --out runs/comparison
     """
+    from petalite.compare import write_comparison
     from petalite.report import write_report
 
-    page = write_report(study)
+    page = write_report(studies[0]) if len(studies) == 1 else write_comparison(studies, out)
     result({"report": str(page)}, as_json, str(page))
 
 

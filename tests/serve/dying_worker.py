@@ -1,0 +1,6 @@
+"""A worker that is killed before it is ready."""
+
+import os
+import signal
+
+os.kill(os.getpid(), signal.SIGKILL)
