@@ -172,14 +172,17 @@ def proportional(dtype: torch.dtype, D: int) -> tuple[Tensor, ...]:
 )
 def test_a_model_merges_as_the_loops_do(tmp_path: Path, name: str, merge: tuple[int, int]) -> None:
     checkpoint = tiny_checkpoint(tmp_path / "tiny", **MODELS[name])
-    classifier = load(merging(checkpoint, merge), "cpu")
+    classifier = load(merging(checkpoint, merge), "cpu", engine="module")
     assert classifier.info.merged_tokens == sum(merge)
     pixels = classifier.preprocess.normalize(tiny_pixels())
     expected = looped_logits(checkpoint, merge, pixels)
     torch.testing.assert_close(classifier.logits(pixels).double(), expected, rtol=1e-4, atol=1e-4)
     # only the class token is read, and what the last block merges reaches none of the others any more
     unseen = name == "class token" and merge[0] == 0
-    assert torch.allclose(load(checkpoint, "cpu").logits(pixels).double(), expected, rtol=1e-3, atol=1e-3) == unseen
+    assert (
+        torch.allclose(load(checkpoint, "cpu", engine="module").logits(pixels).double(), expected, rtol=1e-3, atol=1e-3)
+        == unseen
+    )
 
 
 @pytest.mark.parametrize(
@@ -188,7 +191,7 @@ def test_a_model_merges_as_the_loops_do(tmp_path: Path, name: str, merge: tuple[
 def test_backends_and_precisions_agree(tmp_path: Path, attention: str, compute: str, bound: float) -> None:
     checkpoint = merging(tiny_checkpoint(tmp_path / "tiny"), (4, 3))
     expected = load(checkpoint, "cpu", "sdpa", "fp32").logits(tiny_pixels())
-    logits = load(checkpoint, "cpu", attention, compute).logits(tiny_pixels())
+    logits = load(checkpoint, "cpu", attention, compute, engine="module").logits(tiny_pixels())
     assert (logits - expected).norm() / expected.norm() < bound
 
 
@@ -202,7 +205,7 @@ def test_a_plan_that_merges_travels_in_its_checkpoint(tmp_path: Path) -> None:
 
 def test_without_merging_nothing_changes(tmp_path: Path) -> None:
     checkpoint = tiny_checkpoint(tmp_path / "tiny")
-    plain, zeros, late = (load(merging(checkpoint, merge), "cpu") for merge in ((), (0, 0), (0, 3)))
+    plain, zeros, late = (load(merging(checkpoint, merge), "cpu", engine="module") for merge in ((), (0, 0), (0, 3)))
     assert plain.info.merged_tokens == zeros.info.merged_tokens == 0
     assert torch.equal(plain.logits(tiny_pixels()), zeros.logits(tiny_pixels()))
     kinds = [[type(block) for block in variant.model.blocks] for variant in (plain, zeros, late)]
@@ -214,7 +217,7 @@ def test_without_merging_nothing_changes(tmp_path: Path) -> None:
 
 
 def test_an_image_does_not_depend_on_its_batch_or_on_earlier_calls(tmp_path: Path) -> None:
-    classifier = load(merging(tiny_checkpoint(tmp_path / "tiny"), (5, 4)), "cpu")
+    classifier = load(merging(tiny_checkpoint(tmp_path / "tiny"), (5, 4)), "cpu", engine="module")
     pixels = tiny_pixels(7)
     together = classifier.logits(pixels)
     alone = torch.cat([classifier.logits(pixels[index : index + 1]) for index in range(7)])
@@ -225,7 +228,7 @@ def test_an_image_does_not_depend_on_its_batch_or_on_earlier_calls(tmp_path: Pat
 @pytest.mark.parametrize("pooling", ["token", "avg"])
 def test_a_pass_can_stop_anywhere_and_go_on_twice(tmp_path: Path, pooling: str) -> None:
     checkpoint = tiny_checkpoint(tmp_path / "tiny", depth=4, global_pool=pooling)
-    classifier = load(merging(checkpoint, (0, 4, 0, 3)), "cpu")
+    classifier = load(merging(checkpoint, (0, 4, 0, 3)), "cpu", engine="module")
     pixels = classifier.preprocess.normalize(tiny_pixels())
     expected = classifier.logits(pixels)
     with torch.inference_mode():
@@ -240,7 +243,7 @@ def test_a_pass_can_stop_anywhere_and_go_on_twice(tmp_path: Path, pooling: str) 
 
 
 def test_it_is_one_graph_without_shapes_that_depend_on_the_image(tmp_path: Path) -> None:
-    classifier = load(merging(tiny_checkpoint(tmp_path / "tiny"), (3, 4)), "cpu")
+    classifier = load(merging(tiny_checkpoint(tmp_path / "tiny"), (3, 4)), "cpu", engine="module")
     pixels = classifier.preprocess.normalize(tiny_pixels())
     compiled = torch.compile(classifier.model, backend="eager", fullgraph=True)
     with torch.inference_mode():
@@ -297,7 +300,7 @@ def test_merge_is_a_number_or_one_for_each_block() -> None:
 def test_the_real_model_keeps_its_answers(shared: Path) -> None:
     checkpoint = read_checkpoint(shared / "models" / "vit_tiny_patch16_224")
     photos = sorted((shared / "data" / "flowers102" / "test").glob("*/*"))[:: 819 // 16][:16]
-    classifier, merged = (load(merging(checkpoint, merge), "cpu") for merge in ((), (8,) * 12))
+    classifier, merged = (load(merging(checkpoint, merge), "cpu", engine="module") for merge in ((), (8,) * 12))
     pixels = torch.stack([pixels_of(classifier, photo) for photo in photos])
     expected, found = classifier.logits(pixels), merged.logits(pixels)
     assert merged.info.merged_tokens == 96

@@ -23,14 +23,25 @@ ORDER = (
     ("quantization", "verification"),
     ("engine",),
     ("measure", "evaluation", "ablation", "doctor"),
-    ("results", "report", "prediction"),
+    ("results", "report", "prediction", "serve", "export", "compare"),
     ("budget",),
     ("study", "speed"),
     ("options", "cli", "__main__"),
 )
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 #: Slow to import or not always installed: only inside the functions that need them.
-LATE = {"transformers", "peft", "bitsandbytes", "matplotlib", "sklearn", "accelerate", "kagglehub", "flash_attn"}
+LATE = {
+    "transformers",
+    "peft",
+    "bitsandbytes",
+    "matplotlib",
+    "sklearn",
+    "accelerate",
+    "kagglehub",
+    "flash_attn",
+    "pyarrow",
+    "ray",
+}
 
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 NAMES = [str(path.relative_to(PACKAGE)) for path in MODULES]

@@ -19,7 +19,7 @@ from petalite.budget.sensitivity import divergence, sensitivities
 from petalite.checkpoint import Checkpoint
 from petalite.console import say, track
 from petalite.device import capability_of, resolve_compute
-from petalite.engine import fused_unavailable, load
+from petalite.engine import engine_unavailable, load
 from petalite.engine.choice import choose_compute
 from petalite.formats import get_format
 from petalite.merging import merged_counts
@@ -73,7 +73,7 @@ def estimate(
     kinds = list(dict.fromkeys(stored for name in inside for stored in choices[name]))
     shapes = {name: (weights[name].shape[0], weights[name].shape[1]) for name in inside}
     compute = plain
-    if fused_unavailable(parent, device) is None:
+    if engine_unavailable(parent, device) is None:
         # the engine multiplies all layers in one precision, whatever each is stored in
         compute = choose_compute("auto", MIXED, capability_of(device), device.type).compute
         ms = {name: dict.fromkeys((*kinds, plain), 0.0) for name in inside}

@@ -5,8 +5,8 @@
     #  "attention_ran": "fa2", "attention_kernel": "aten::_scaled_dot_product_flash_attention_for_cpu", …}
 
 On CUDA the times are those of the kernels on the device, by their real names; on a CPU the self-times of PyTorch's
-operators (Python between them is not in the total). Both carry the profiler's own overhead: read them as shares, and
-take speed from `latency`. How a kernel or operator is sorted:
+operators (Python between them is not in the total), or of the nodes of the CPU engine's graph. All carry the profiler's
+own overhead: read them as shares, and take speed from `latency`. How a kernel or operator is sorted:
 
 - *attention*: anything inside an attention operator, fused attention kernels, and the softmax and batched products of
   attention written out (in a ViT nothing else multiplies two activations);
@@ -59,12 +59,21 @@ _PATTERNS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
 _IMPLEMENTATIONS = (
     # the fused engine's own (engine/kernels/attention.py); beside it another may run for a last block's few queries
     ("petalite", re.compile(r"^_(whole|streamed)\b")),
+    ("openvino", re.compile(r"^openvino attention$")),
     ("cudnn", re.compile(r"cudnn\w*_sdpa|cudnn_attention", re.I)),
     ("fa3", re.compile(r"FlashAttnFwdSm90")),
     ("fa2", re.compile(r"flash_fwd|flash_attn|flash_attention", re.I)),
     ("efficient", re.compile(r"fmha_cutlass|efficient_attention|PyTorchMemEffAttention", re.I)),
     ("math", re.compile(r"attention_math|softmax", re.I)),
 )
+#: What the nodes of the CPU engine's graph do. Codes are made inside the nodes before a product, which are `other`.
+_NODES: dict[str, Kind] = {
+    "FullyConnected": "matmul",
+    "FullyConnectedQuantizedLegacy": "matmul",
+    "MatMul": "attention",
+    "Softmax": "attention",
+    "FakeQuantize": "dequantize",
+}
 _TOP = 12
 _NAME_LENGTH = 160
 
@@ -75,7 +84,7 @@ def kind_of(name: str) -> Kind | None:
 
 
 def implementation_of(name: str) -> str | None:
-    """Which attention the name proves: petalite, cudnn, fa3, fa2, efficient, math; None for any other name."""
+    """Which attention the name proves: petalite, openvino, cudnn, fa3, fa2, efficient, math; None for any other name."""
     return next((ran for ran, pattern in _IMPLEMENTATIONS if pattern.search(name)), None)
 
 
@@ -98,6 +107,16 @@ def profile(forward: Call, wait: Call, device: torch.device, *, forwards: int = 
     if device.type == "cuda" and not names:
         raise PetaliteError("the profiler saw no kernel on the GPU; its counters may be closed to this user (CUPTI)")
     return _block(totals, names, device.type, forwards)
+
+
+def profile_nodes(nodes: Iterable[tuple[str, str, float]], forwards: int = 5) -> dict[str, Any]:
+    """The same block as `profile` gives, of (name, type, milliseconds a pass) as the CPU engine counts its nodes."""
+    totals: Totals = defaultdict(lambda: (0.0, 0))
+    for name, node_type, milliseconds in nodes:
+        kind = "attention" if name.startswith("attention/") else _NODES.get(node_type, "other")
+        label = "attention" if kind == "attention" else node_type
+        _add(totals, f"openvino {label}", kind, 1e3 * milliseconds * forwards, forwards)
+    return _block(totals, {name for name, _ in totals}, "cpu", forwards)
 
 
 def summarize(events: Iterable[Any], device_type: str) -> tuple[Totals, set[str]]:

@@ -110,8 +110,11 @@ class Session:
 
     def profile(self, batch: int) -> Answer:
         """The contract's `kernels` block."""
-        from petalite.measure.kernels import profile
+        from petalite.measure.kernels import profile, profile_nodes
 
+        if self._classifier.info.engine == "openvino":
+            self._forward(batch)
+            return profile_nodes(self._classifier.runner.timed_nodes(self._batch))
         return profile(self._forward(batch), self._wait, self._classifier.device)
 
     def _forward(self, batch: int) -> Callable[[], object]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,14 +53,19 @@ def draw_figures(study: Study, folder: Path) -> tuple[list[Picture], list[str]]:
     return pictures, missing
 
 
+def draw_charts(charts: Iterable[Chart], folder: Path) -> list[Picture]:
+    """Draw each chart into `folder`, in both themes."""
+    return [_picture(chart, folder) for chart in charts]
+
+
 def draw_ablation(document: Mapping[str, Any], folder: Path) -> list[Picture]:
     """Draw the charts of what `ablate` found (the contents of ablation.json) into `folder`."""
-    return [_picture(chart, folder) for chart in ablation_charts(document)]
+    return draw_charts(ablation_charts(document), folder)
 
 
 def draw_search(document: Mapping[str, Any], folder: Path) -> list[Picture]:
     """Draw the charts of what `search` found (the contents of search.json) into `folder`."""
-    return [_picture(chart, folder) for chart in search_charts(document)]
+    return draw_charts(search_charts(document), folder)
 
 
 def _picture(chart: Chart, folder: Path) -> Picture:

@@ -13,7 +13,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from petalite.report import words
 from petalite.report.disagreements import Disagreements, disagreements
@@ -26,6 +26,9 @@ from petalite.report.photos import data_uri, find, png_uri, thumbnail
 from petalite.report.recommend import BUDGET_RULE, RULES, recommend, within_budget
 from petalite.report.table import COLUMNS, remarks, table
 from petalite.report.variants import Variant, block, number, text
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 PHOTOS = 12
 CLASS_LENGTH = 64
@@ -55,16 +58,55 @@ def render(study: Study, pictures: list[Picture], missing: list[str], ablation: 
 
     ablation: the pictures of the layer ablation, which has a section of its own where there was one.
     """
+    found = disagreements(study)
+    sampled = _sampled(study)
+    return (
+        environment()
+        .get_template("template.html")
+        .render(
+            study=study,
+            title=text(study.data.get("name")) or study.out.resolve().name,
+            facts=_facts(study),
+            verdict=verdict(study),
+            banners=banners(study),
+            cards=cards(study),
+            rules=[rule.rule for rule in RULES.values()],
+            budget_rule=BUDGET_RULE,
+            columns=COLUMNS,
+            rows=table(study),
+            remarks=remarks(study),
+            pictures=pictures,
+            missing=missing,
+            ablation=list(ablation),
+            ablation_findings=text(study.ablation.get("sentence")).splitlines(),
+            differ=found,
+            differ_shown=_differ_shown(study, found),
+            sampled=sampled,
+            samples=_samples(study, sampled),
+            method=method(study),
+            command=command(study),
+            recipe=recipe(study),
+            steps=steps(study),
+            files=files(study),
+            looks=_looks(study),
+            light=LIGHT,
+            dark=DARK,
+        )
+    )
+
+
+def environment() -> Environment:
+    """Jinja2 for the templates of this folder, whatever goes into them escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    environment = Environment(
+    made = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(
+    made.filters.update(
         percent=words.percent,
         png_uri=png_uri,
         sha256=_csp_hash,
@@ -72,37 +114,7 @@ def render(study: Study, pictures: list[Picture], missing: list[str], ablation: 
         budget=words.budget,
         short=_short,
     )
-    found = disagreements(study)
-    sampled = _sampled(study)
-    return environment.get_template("template.html").render(
-        study=study,
-        title=text(study.data.get("name")) or study.out.resolve().name,
-        facts=_facts(study),
-        verdict=verdict(study),
-        banners=banners(study),
-        cards=cards(study),
-        rules=[rule.rule for rule in RULES.values()],
-        budget_rule=BUDGET_RULE,
-        columns=COLUMNS,
-        rows=table(study),
-        remarks=remarks(study),
-        pictures=pictures,
-        missing=missing,
-        ablation=list(ablation),
-        ablation_findings=text(study.ablation.get("sentence")).splitlines(),
-        differ=found,
-        differ_shown=_differ_shown(study, found),
-        sampled=sampled,
-        samples=_samples(study, sampled),
-        method=method(study),
-        command=command(study),
-        recipe=recipe(study),
-        steps=steps(study),
-        files=files(study),
-        looks=_looks(study),
-        light=LIGHT,
-        dark=DARK,
-    )
+    return made
 
 
 def verdict(study: Study) -> str:

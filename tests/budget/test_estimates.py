@@ -14,7 +14,7 @@ from tests.tiny import tiny_checkpoint, tiny_pixels
 
 def test_on_the_fused_engine_time_does_not_depend_on_formats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr(estimates, "fused_unavailable", lambda checkpoint, device: None)
+    monkeypatch.setattr(estimates, "engine_unavailable", lambda checkpoint, device: None)
     monkeypatch.setattr(
         estimates, "choose_compute", lambda *arguments: asked.append(arguments) or Choice("bf16", "it can")
     )

@@ -23,7 +23,7 @@ kind, folder, pixels, out = sys.argv[1:]
 batch = torch.load(pixels)
 if kind == "petalite":
     import petalite
-    logits = petalite.load(folder, "cpu").logits(batch)
+    logits = petalite.load(folder, "cpu", engine="module").logits(batch)
 else:
     import warnings; warnings.simplefilter("ignore")
     with torch.inference_mode():
@@ -64,14 +64,14 @@ def in_a_fresh_process(kind: str, folder: Path, batch: torch.Tensor, tmp_path: P
 
 @pytest.mark.parametrize("name", ["nf4", "int8"])
 def test_reload_is_bit_equal(folders: Path, batch: torch.Tensor, tmp_path: Path, name: str) -> None:
-    here = load(folders / name, "cpu").logits(batch)
+    here = load(folders / name, "cpu", engine="module").logits(batch)
     assert torch.equal(in_a_fresh_process("petalite", folders / name, batch, tmp_path), here)
 
 
 @pytest.mark.parametrize("name", ["fp32", "fp16", "bf16"])
 def test_timm_loads_the_plain_ones(folders: Path, batch: torch.Tensor, tmp_path: Path, name: str) -> None:
     """timm computes in fp32 whatever the file holds."""
-    here = load(folders / name, "cpu", compute="fp32").logits(batch)
+    here = load(folders / name, "cpu", compute="fp32", engine="module").logits(batch)
     torch.testing.assert_close(in_a_fresh_process("timm", folders / name, batch, tmp_path), here, rtol=0, atol=1e-5)
 
 
@@ -79,14 +79,14 @@ def test_timm_loads_the_plain_ones(folders: Path, batch: torch.Tensor, tmp_path:
 def test_transformers_loads_them(folders: Path, batch: torch.Tensor, tmp_path: Path, name: str) -> None:
     """transformers computes in the precision of the file."""
     compute = name if FORMATS[name].plain else FORMATS[name].rest
-    here = load(folders / name, "cpu", compute=compute).logits(batch)
+    here = load(folders / name, "cpu", compute=compute, engine="module").logits(batch)
     there = in_a_fresh_process("transformers", folders / name, batch, tmp_path)
     torch.testing.assert_close(there, here, rtol=0, atol=1e-5)
 
 
 def test_the_real_model_survives_its_formats(folders: Path, batch: torch.Tensor) -> None:
     """A bound on what each format may do to real logits; top-1 on the whole test split is in the README."""
-    exact = load(folders / "fp32", "cpu").logits(batch)
+    exact = load(folders / "fp32", "cpu", engine="module").logits(batch)
     for name, bound in {"fp16": 0.05, "bf16": 0.05, "int8": 0.15, "nf4": 0.8}.items():
-        logits = load(folders / name, "cpu").logits(batch)
+        logits = load(folders / name, "cpu", engine="module").logits(batch)
         assert (logits - exact).norm() / exact.norm() < bound, name
