@@ -126,6 +126,9 @@ def send(port: int, photos: list[bytes], options: argparse.Namespace, tally: Tal
             kind = chance.choices(kinds, weights)[0]
             case = KINDS[kind][0](chance, photos)
             started = time.monotonic()
+            if case.cut_off and connection is not None:  # tried once, on a connection of its own
+                connection.close()
+                connection = None
             connection, status = exchange(port, connection, case)
             tally.add(case, status, time.monotonic() - started, number)
 

@@ -64,7 +64,7 @@ def _missing(
     from petalite.study import parse_variant
 
     for variant in variants:
-        _, format, backend, _ = parse_variant(variant)
+        format, backend, _, _ = parse_variant(variant)
         reason = formats.get(format)
         if reason:
             yield reason

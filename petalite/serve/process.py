@@ -23,6 +23,12 @@ from petalite.serve.logs import event
 from petalite.serve.wire import CONTROL, Answer, Answers, Orders
 
 _MODULE = "petalite.serve.worker"
+#: glibc's allocator keeps what big images took, unless it is told to give back blocks of the size that Pillow asks for.
+_MEMORY = {
+    "MALLOC_ARENA_MAX": "2",
+    "MALLOC_MMAP_THRESHOLD_": "16000000",
+    "MALLOC_TRIM_THRESHOLD_": "67108864",
+}
 
 
 class WorkerProcess(asyncio.Protocol):
@@ -61,7 +67,7 @@ class WorkerProcess(asyncio.Protocol):
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
                 stdout=sys.__stderr__.fileno() if sys.__stderr__ else None,
-                env={**os.environ, "MALLOC_ARENA_MAX": "2", "OMP_NUM_THREADS": str(orders.threads)},
+                env={**os.environ, **_MEMORY, "OMP_NUM_THREADS": str(orders.threads)},
             )
         _, worker = await asyncio.get_running_loop().create_connection(lambda: cls(process, answered, lost), sock=ours)
         return worker
