@@ -12,6 +12,8 @@ from petalite.errors import PetaliteError
 from petalite.files import read_json, write_text
 from petalite.plan import Plan
 
+#: The row that the hub also reads, as `base_model`.
+BASE = "base model"
 _LOAD = """import petalite
 
 classifier = petalite.load("path/to/this/folder")
@@ -23,16 +25,16 @@ def model_card(
 ) -> str:
     """Markdown with the hub's metadata in front. `notes`: rows of "key: value" on the origin, e.g. data and metrics.
 
-    load: Python that loads it. `license` among the notes, or else in the preprocessing that came with the weights, is
-    the card's licence; where neither says, it is `other`, and the card says that nobody has.
+    load: Python that loads it. `base model` among the notes is the hub's name of the weights it started from. `license`
+    among the notes, or else in the preprocessing that came with the weights, is the card's licence; where neither says, it
+    is `other`, and the card says that nobody has.
     """
     settings = config["pretrained_cfg"]
     height, width = settings["input_size"][-2:]
     licence = notes.get("license") or settings.get("license")
-    base = base_model(config)
+    base = notes.get(BASE)
     rows = {
         "architecture": config["architecture"],
-        **({"base model": base} if base else {}),
         "classes": config["num_classes"],
         "input": f"{height} x {width} pixels, mean {settings.get('mean')}, std {settings.get('std')}",
         "weights": f"{_formats(plan)} (norms and biases: {plan.rest}), {weights_bytes:,} bytes",
@@ -63,13 +65,6 @@ license: {licence or "other"}
 """
 
 
-def base_model(config: Mapping[str, Any]) -> str | None:
-    """The hub's name of the weights that a configuration says it started from; None where it started from nothing."""
-    settings = config.get("pretrained_cfg")
-    tag = settings.get("tag") if isinstance(settings, Mapping) else None
-    return f"timm/{config['architecture']}.{tag}" if tag else None
-
-
 def score_rows(accuracy: Mapping[str, Any], on: str) -> dict[str, str]:
     """Rows of a card from an `accuracy` block, with its intervals. on: what it was measured on, in words."""
     low, high = accuracy["top1_ci95"]
@@ -96,7 +91,7 @@ def study_rows(results: Mapping[str, Any], checkpoint: str) -> dict[str, str]:
 
 
 def add_rows(folder: Path, rows: Mapping[str, Any]) -> None:
-    """Put rows into the table of a checkpoint's card, in the place of those of the same name.
+    """Put rows into the table of a checkpoint's card, in the place of those of the same name; a base model in front too.
 
     Raises PetaliteError where the card has no table of Petalite's.
     """
@@ -112,19 +107,33 @@ def add_rows(folder: Path, rows: Mapping[str, Any]) -> None:
     start = kept.index("|---|---|") + 1
     end = next((place for place in range(start, len(kept)) if not kept[place].startswith("|")), len(kept))
     added = [f"| {key} | {_cell(value)} |" for key, value in rows.items()]
-    write_text(card, "\n".join([*kept[:end], *added, *kept[end:]]) + "\n")
+    kept = [*kept[:end], *added, *kept[end:]]
+    if BASE in rows:
+        kept = [line for line in kept if not line.startswith("base_model:")]
+        place = next((place for place, line in enumerate(kept) if line.startswith("license:")), None)
+        if place is not None:
+            kept.insert(place + 1, f"base_model: {json.dumps(rows[BASE])}")
+    write_text(card, "\n".join(kept) + "\n")
 
 
 def complete_card(folder: Path) -> bool:
-    """Add what the study that made a checkpoint has measured since; whether there was anything.
+    """Add what the study that made a checkpoint has measured since, and what it started from; whether it was measured.
 
     The study is the folder two above it, as `petalite run` lays them out.
     """
-    results = Path(folder).resolve().parent.parent / "results.json"
-    rows = study_rows(read_json(results), Path(folder).resolve().name) if results.is_file() else {}
-    if rows:
-        add_rows(folder, rows)
-    return bool(rows)
+    folder = Path(folder).resolve()
+    study = folder.parent.parent
+    results, run = study / "results.json", study / "run.json"
+    rows = study_rows(read_json(results), folder.name) if results.is_file() else {}
+    if not rows:
+        return False
+    recipe = read_json(run).get("recipe", {}) if run.is_file() else {}
+    config = read_json(folder / "config.json")
+    tag = config.get("pretrained_cfg", {}).get("tag")
+    if recipe.get("pretrained") and tag and not Path(str(recipe.get("model"))).is_dir():
+        rows[BASE] = f"timm/{config['architecture']}.{tag}"
+    add_rows(folder, rows)
+    return True
 
 
 def _cell(value: Any) -> str:

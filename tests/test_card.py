@@ -11,7 +11,7 @@ import yaml
 from petalite.card import add_rows, complete_card, model_card
 from petalite.checkpoint import write_checkpoint
 from petalite.errors import PetaliteError
-from petalite.files import write_json
+from petalite.files import read_json, write_json
 from petalite.plan import Plan
 from tests.tiny import tiny_checkpoint
 
@@ -25,8 +25,9 @@ def front(card: str) -> dict[str, Any]:
 
 
 def test_the_hub_reads_licence_and_base_model() -> None:
-    settings = {**SETTINGS, "tag": "augreg_in21k_ft_in1k", "license": "apache-2.0"}
-    card = model_card({**CONFIG, "pretrained_cfg": settings}, Plan("nf4", {"head": "bf16"}), 10, {})
+    settings = {**SETTINGS, "license": "apache-2.0"}
+    notes = {"base model": "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k"}
+    card = model_card({**CONFIG, "pretrained_cfg": settings}, Plan("nf4", {"head": "bf16"}), 10, notes)
     assert front(card)["base_model"] == "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k"
     assert front(card)["license"] == "apache-2.0"
     plain = model_card(CONFIG, Plan("nf4", {"head": "bf16"}), 10, {})
@@ -63,4 +64,12 @@ def test_a_study_completes_the_cards_of_its_own_checkpoints(tmp_path: Path) -> N
     assert not complete_card(folder)
     write_json(tmp_path / "results.json", {"data": data, "variants": [{**row, "checkpoint": "checkpoints/nf4"}]})
     assert complete_card(folder)
-    assert "90.00 %, 95 % interval [85.00, 94.00]" in (folder / "README.md").read_text()
+    card = (folder / "README.md").read_text()
+    assert "90.00 %, 95 % interval [85.00, 94.00]" in card and "base_model" not in front(card)
+    config = read_json(folder / "config.json")
+    write_json(folder / "config.json", {**config, "pretrained_cfg": {**config["pretrained_cfg"], "tag": "in1k"}})
+    for pretrained in (False, True, True):  # weights that were random at first have no base
+        write_json(tmp_path / "run.json", {"recipe": {"model": "vit_tiny_patch16_224", "pretrained": pretrained}})
+        assert complete_card(folder)
+        wanted = "timm/vit_tiny_patch16_224.in1k" if pretrained else None
+        assert front((folder / "README.md").read_text()).get("base_model") == wanted

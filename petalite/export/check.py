@@ -19,6 +19,7 @@ from petalite.data import ImageData, Preprocess, Sample, decode, load_batches
 from petalite.engine import load
 from petalite.errors import Incomplete, PetaliteError
 from petalite.evaluation import check_classes, logits_of
+from petalite.export.spans import expanded
 from petalite.export.targets import Array, Run
 
 BATCH = 16
@@ -38,9 +39,10 @@ def chosen_samples(data: ImageData, images: int | None) -> Sequence[Sample]:
 def reference(checkpoint: Checkpoint, data: ImageData, samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
     """What Petalite's plain modules answer in single precision on a CPU, (images, classes), and the right classes.
 
+    Packed weights are expanded first, as exports hold them: bitsandbytes' layers round on a CPU even in single precision.
     Raises PetaliteError where the classes are not the data's, and Incomplete for images that cannot be read.
     """
-    classifier = load(checkpoint, "cpu", compute="fp32", engine="module")
+    classifier = load(expanded(checkpoint), "cpu", compute="fp32", engine="module")
     check_classes(classifier, data)
     return logits_of(classifier, samples, BATCH), torch.tensor([sample.target for sample in samples])
 

@@ -18,6 +18,13 @@ _FORMAT = "int8-channel"
 _IMAGES = 256
 
 
+def expanded(checkpoint: Checkpoint) -> Checkpoint:
+    """The same model in memory with every weight in single precision, its tokens merged as before."""
+    layers = dict.fromkeys(models.layers(checkpoint.skeleton()), "fp32")
+    plan = Plan("fp32", layers, "fp32", checkpoint.plan.merge)
+    return Checkpoint(checkpoint.path, checkpoint.config, plan, checkpoint.plain_tensors())
+
+
 def with_spans(checkpoint: Checkpoint, data: ImageData, seed: int = 0) -> Checkpoint:
     """`checkpoint`, its plan with a range for every layer inside the blocks. Nothing is written.
 
@@ -27,13 +34,7 @@ def with_spans(checkpoint: Checkpoint, data: ImageData, seed: int = 0) -> Checkp
     if all(name in checkpoint.plan.activations for name in inside):
         return checkpoint
     pixels = calibration_pixels(data, Preprocess.from_config(checkpoint.config), _IMAGES, seed)
-    plain = Checkpoint(
-        checkpoint.path,
-        checkpoint.config,
-        Plan("fp32", dict.fromkeys(models.layers(checkpoint.skeleton()), "fp32"), "fp32"),
-        checkpoint.plain_tensors(),
-    )
     wanted = Plan(_FORMAT, dict.fromkeys(inside, _FORMAT), "fp32", checkpoint.plan.merge)
-    found = calibrate(plain, wanted, pixels, method="nearest", seed=seed)
+    found = calibrate(expanded(checkpoint), wanted, pixels, method="nearest", seed=seed)
     say(f"ranges of inputs: {len(pixels)} training images, {found.seconds:.0f} s")
     return replace(checkpoint, plan=replace(checkpoint.plan, activations=found.activations))

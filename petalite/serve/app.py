@@ -9,6 +9,7 @@ import json
 from typing import Any
 
 from fastapi import FastAPI, Request
+from fastapi import Path as PathParameter
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -64,8 +65,12 @@ def _add_predictions(app: FastAPI, service: Service) -> None:
 
 
 def _add_kserve(app: FastAPI, service: Service) -> None:
+    name = PathParameter(
+        description="A model that is served.", json_schema_extra={"enum": list(service.settings.models)}
+    )
+
     @app.post("/v2/models/{model}/infer", responses={**d.INFERRED, **_REFUSED}, openapi_extra=d.INFER)
-    async def infer(request: Request, model: str) -> Response:
+    async def infer(request: Request, model: str = name) -> Response:
         """KServe's inference protocol v2: one BYTES tensor, image, of encoded images; also its binary extension."""
         return await service.answer(request, "infer", model)
 
@@ -87,7 +92,7 @@ def _add_kserve(app: FastAPI, service: Service) -> None:
     @app.get(
         "/v2/models/{model}", responses={**d.answer("Its inputs and outputs.", d.OBJECT), **d.errors(401, 404, 422)}
     )
-    async def v2_model(request: Request, model: str) -> Response:
+    async def v2_model(request: Request, model: str = name) -> Response:
         """A model's inputs and outputs."""
         service.allow(request)
         return _json(model_metadata(service.model(model)))
@@ -95,7 +100,7 @@ def _add_kserve(app: FastAPI, service: Service) -> None:
     @app.get(
         "/v2/models/{model}/ready", responses={**d.answer("It takes requests.", d.FLAG), **d.errors(404, 422, 503)}
     )
-    async def v2_model_ready(model: str) -> Response:
+    async def v2_model_ready(model: str = name) -> Response:
         """Whether a model takes requests."""
         service.model(model)
         return _ready(service)

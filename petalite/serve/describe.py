@@ -7,7 +7,7 @@ from typing import Any
 from petalite.serve.refusal import TYPES
 
 _TOP_K = {"type": "integer", "minimum": 1, "maximum": 999_999_999}
-_IMAGE = {"type": "string", "contentMediaType": "application/octet-stream"}
+_IMAGE = {"type": "string", "contentMediaType": "application/octet-stream", "minLength": 1}
 _PREDICTIONS = {
     "type": "array",
     "items": {
