@@ -25,9 +25,9 @@ def model_card(
 ) -> str:
     """Markdown with the hub's metadata in front. `notes`: rows of "key: value" on the origin, e.g. data and metrics.
 
-    load: Python that loads it. `base model` among the notes is the hub's name of the weights it started from. `license`
-    among the notes, or else in the preprocessing that came with the weights, is the card's licence; where neither says, it
-    is `other`, and the card says that nobody has.
+    load: Python that loads it. `base model` among the notes is the hub's name of the weights that it started from;
+    `license` among them, or else in the preprocessing that came with the weights, is the card's licence. Where neither
+    says, it is `other`, and the card says that nobody has.
     """
     settings = config["pretrained_cfg"]
     height, width = settings["input_size"][-2:]
