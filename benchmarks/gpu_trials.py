@@ -3,8 +3,8 @@
     python benchmarks/gpu_trials.py --models vit_large_patch16_224,vit_base_patch16_224 --computes bf16,fp8,int8
 
 Runs the engine of each model (random weights) in each precision on every batch bucket, with trials of its own (what
-stands in the cache or came with Petalite is not asked), and writes the names that they found. Let nothing else run on
-the GPU meanwhile.
+stands in the cache or came with Petalite is not asked), and writes the names that they found beside those that came with
+Petalite for other shapes. Let nothing else run on the GPU meanwhile.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gpu_candidates import random_materials
 from petalite.device import resolve_device
 from petalite.engine.cuda import Fused
 from petalite.engine.graphs import BUCKETS, Graphs
-from petalite.engine.trial import Trials, known_path, time_on_gpu
+from petalite.engine.trial import Trials, known, known_path, time_on_gpu
 from petalite.engine.weights import read_network
 from petalite.files import write_json
 from petalite.measure.environment import environment
@@ -57,8 +57,8 @@ def main() -> None:
     found = environment()
     path = arguments.out or known_path(name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    choices = {key: entry["best"] for key, entry in sorted(trials.found.items())}
-    write_json(path, {"device": name, "made_with": found["versions"], "choices": choices})
+    choices = known(name) | {key: entry["best"] for key, entry in trials.found.items()}
+    write_json(path, {"device": name, "made_with": found["versions"], "choices": dict(sorted(choices.items()))})
     print(path)
 
 

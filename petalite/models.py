@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from petalite.console import say
 from petalite.errors import PetaliteError, did_you_mean
@@ -37,6 +38,8 @@ _LARGEST = {
     "reg_tokens": 256,
 }
 _PREPROCESSING = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
+#: What initializations are made of.
+_FILLING = {"normal_", "uniform_", "erfinv_", "clamp_", "fill_", "zero_", "mul_", "add_"}
 
 
 def build(config: Mapping[str, Any]) -> nn.Module:
@@ -49,7 +52,7 @@ def build(config: Mapping[str, Any]) -> nn.Module:
     name = name.split(".")[0]
     check_name(name)
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _Unfilled():
             model: nn.Module = timm.create_model(
                 name, pretrained=False, num_classes=config.get("num_classes"), **_model_args(config)
             )
@@ -57,6 +60,15 @@ def build(config: Mapping[str, Any]) -> nn.Module:
         raise PetaliteError(f"{name} cannot be built with model_args {config.get('model_args')}: {error}") from error
     check_supported(model, name)
     return model
+
+
+class _Unfilled(TorchFunctionMode):
+    """Lets tensors be filled with nothing: on the meta device they hold no values, and drawing those takes a while."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(function, "__name__", "") in _FILLING and args and isinstance(args[0], torch.Tensor):
+            return args[0]
+        return function(*args, **kwargs or {})
 
 
 def check_supported(model: nn.Module, name: str) -> None:

@@ -1,6 +1,6 @@
 """What the inputs of products cannot exceed, proven from the weights: scales for FP8 without calibration or clipping.
 
-    bounds(network.blocks[0])       # Bounds(qkv=9.1, proj=14.2, fc1=11.0, fc2=38.5)
+    bounds(network.blocks[0])       # Bounds(qkv=9.1, heads=20.3, proj=14.2, fc1=11.0, fc2=38.5)
 
 A vector that was normalized has mean 0 and length √C, whatever the image. So no output of a LayerNorm exceeds √C times
 its weight, plus its bias; no output of the Linear behind it exceeds √C times the length of its row (Cauchy-Schwarz);
@@ -25,9 +25,10 @@ _ROUNDING = 1.02
 
 @dataclass(frozen=True)
 class Bounds:
-    """The largest absolute value that the input of each product of a block can have."""
+    """The largest absolute value that the input of each product of a block can have, and of attention (`heads`)."""
 
     qkv: float
+    heads: float
     proj: float
     fc1: float
     fc2: float
@@ -39,6 +40,7 @@ def bounds(block: Block) -> Bounds:
     value = block.qkv.rows(len(block.qkv.weight) * 2 // 3, len(block.qkv.weight))
     return Bounds(
         qkv=_after_norm(block.norm1, width),
+        heads=_after_linear(block.norm1, block.qkv, width),
         proj=_after_linear(block.norm1, value, width),
         fc1=_after_norm(block.norm2, width),
         fc2=_after_linear(block.norm2, block.fc1, width),

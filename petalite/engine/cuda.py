@@ -6,8 +6,9 @@
 
 What lies between two products is one pass over memory: adding a branch to the residual stream, normalizing and
 quantizing is one kernel; attention writes what the next product takes; GELU is the end of the product before it, where a
-trial finds that quicker. In the last block of a model that reads its class token alone, the other tokens only give keys
-and values. Everything is chosen by shape, nothing by value, and nothing waits for the device.
+trial finds that quicker; queries, keys and values go to attention as 8-bit floats; and a product adds itself to the
+stream where a trial finds that quicker too. In the last block of a model that reads its class token alone, the other
+tokens only give keys and values. Everything is chosen by shape, nothing by value, and nothing waits for the device.
 
 FP8 has one scale for all tokens everywhere: from the weights it is proven what no input can exceed (bounds.py), and
 floating point loses nothing by room above its values. Integers would; they have a scale for each token, computed where
@@ -19,39 +20,40 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from petalite.attention import BACKENDS, resolve_attention
+from petalite.attention import BACKENDS
 from petalite.device import capability_of
+from petalite.engine.attending import OWN_ATTENTION, Attending, heads_of
 from petalite.engine.bounds import bounds
 from petalite.engine.choice import plain_dtype
+from petalite.engine.expanded import Expanded
 from petalite.engine.kernels import Quantized
-from petalite.engine.products import Expanded, Products, shape_class
+from petalite.engine.products import SEPARATE, Products
 from petalite.engine.trial import Choices, Trials, trials_for
 from petalite.engine.weights import Block, Network, Norm
 from petalite.errors import PetaliteError, did_you_mean
 from petalite.merging import merge_tokens
 
-#: The name of the engine's own attention kernel, besides those of `petalite.attention`.
-OWN_ATTENTION = "petalite"
-#: What the own kernel takes: heads of these sizes, and as many tokens.
-_HEAD_DIMS, _MOST_TOKENS = range(16, 129, 16), 1024
-_TRIAL_BATCH = 32
+__all__ = ["OWN_ATTENTION", "SCALES", "Fused"]
 #: `auto`: one for all tokens wherever that loses nothing; `token`: one for each token everywhere.
 SCALES = ("auto", "token")
 
 
 @dataclass(frozen=True)
 class _Layers:
-    """One block on the device. In the last, where the head reads some tokens only, `query` is apart from `qkv`."""
+    """One block on the device. In the last, where the head reads some tokens only, `query` is apart from `qkv`.
+
+    heads: float32 (1,), what a step of codes of queries, keys and values is worth, where they may be codes.
+    """
 
     norm1: Norm
     qkv: Expanded
+    heads: Tensor | None
     query: Expanded | None
     q_norm: Norm | None
     k_norm: Norm | None
@@ -98,7 +100,9 @@ class Fused:
         # the answers are worth 32 bits, and a product this small costs nothing
         self._head_weight = network.head.weight.to(device)
         self._head_bias = None if network.head.bias is None else network.head.bias.to(device)
-        self.attention = self._resolved(attention)
+        first = self._blocks[0]
+        self.attending = Attending(self.shape, self.products, attention, first.proj, first.heads)
+        self.attention = self.attending.name
 
     @property
     def scales(self) -> str | None:
@@ -157,21 +161,58 @@ class Fused:
 
     def _block(
         self, block: _Layers, x: Tensor, sizes: Tensor | None, branch: Tensor | None
-    ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """One block for all tokens: the stream (B, N, C) and the last branch, which is still to be added to it."""
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """One block for all tokens: the stream (B, N, C) and the last branch, if it is still to be added to it."""
         B, N, _ = x.shape
         normed = self._normed(x, block.norm1, branch, block.qkv.step)
-        qkv = self.products.multiply(normed, block.qkv).view(B, N, -1)
-        self._norm_heads(qkv, block)
-        attended = self._attended(self.attention, qkv, block.proj, sizes)
-        branch = self.products.multiply(attended, block.proj)
+        qkv = self._queries_keys_values(normed, block, B)
+        attended = self.attending(qkv, B, block.proj, sizes)
         if block.sized and sizes is None:
             sizes = torch.ones(B, N, device=x.device)
         if block.merge and sizes is not None:
-            x, sizes = self._merged(x, sizes, branch, qkv, block.merge)
+            x, sizes = self._merged(x, sizes, self.products.multiply(attended, block.proj), qkv[0], block.merge)
             branch = None
+        else:
+            branch = self._added(attended, block.proj, x, block.norm2, block.fc1.step)
         normed = self._normed(x, block.norm2, branch, block.fc1.step)
-        return x, sizes, self._mlp(normed, block)
+        hidden = self.products.multiply_gelu(normed, block.fc1, block.fc2.step, self.shape.gelu)
+        return x, sizes, self._added(hidden, block.fc2, x, block.norm1, block.qkv.step)
+
+    def _queries_keys_values(self, normed: Quantized, block: _Layers, B: int) -> Quantized:
+        """Rows (B·N, 3·H·D): codes where the attention takes them, else plain."""
+        if block.heads is not None and self.attending.takes_codes:
+            return self.products.multiply_codes(normed, block.qkv, block.heads)
+        qkv = self.products.multiply(normed, block.qkv)
+        query, key, _ = heads_of(qkv.view(B, -1, qkv.shape[-1]), self.shape.heads)
+        for part, norm in ((query, block.q_norm), (key, block.k_norm)):
+            if norm is not None:
+                part.copy_(_layer_norm(part, norm))
+        return qkv, None
+
+    def _added(self, a: Quantized, layer: Expanded, x: Tensor, norm: Norm, step: Tensor | None) -> Tensor | None:
+        """Add the product to the stream in place; or return it, for the next norm to add: whichever is quicker.
+
+        norm, step: of the norm behind it, or of one like it.
+        """
+        if not self.products.adds(a, layer):
+            return self.products.multiply(a, layer)
+
+        def ways() -> dict[str, Callable[[], Quantized]]:
+            place = x.clone()
+
+            def at_once() -> Quantized:
+                self.products.multiply_add(a, layer, place.view(-1, place.shape[-1]))
+                return self._normed(place, norm, None, step)
+
+            return {
+                SEPARATE: lambda: self._normed(place, norm, self.products.multiply(a, layer), step),
+                "added": at_once,
+            }
+
+        if self.choices.choose(self.products.key(a, layer, "then norm"), ways) == SEPARATE:
+            return self.products.multiply(a, layer)
+        self.products.multiply_add(a, layer, x.view(-1, x.shape[-1]))
+        return None
 
     def _read(self, block: _Layers, x: Tensor, sizes: Tensor | None, branch: Tensor | None) -> Tensor:
         """The last block for the tokens that the head reads, then the final norm, float32 (B, read·C)."""
@@ -187,10 +228,11 @@ class Fused:
         # for a few queries; neither the own kernel nor cuDNN's is made for them
         name = self.attention if self.attention not in (OWN_ATTENTION, "cudnn") else "sdpa"
         out = BACKENDS[name].attend(query, _layer_norm(key, block.k_norm), value, bias)
-        attended = self._quantized(out.transpose(1, 2).reshape(B * read, -1), block.proj)
+        attended = self.products.taken(out.transpose(1, 2).reshape(B * read, -1), block.proj)
         x = x[:, :read].reshape(B * read, C).contiguous()
         normed = self._normed(x, block.norm2, self.products.multiply(attended, block.proj), block.fc1.step)
-        branch = self._mlp(normed, block)
+        hidden = self.products.multiply_gelu(normed, block.fc1, block.fc2.step, self.shape.gelu)
+        branch = self.products.multiply(hidden, block.fc2)
         if self._norm is None:
             return (x.float() + branch.float()).view(B, -1)
         return self._normed(x, self._norm, branch, dtype=torch.float32)[0].view(B, -1)
@@ -211,15 +253,12 @@ class Fused:
         """The stream with `branch` added and `count` tokens merged away, (B, N - count, C), and the tokens' sizes."""
         from petalite.engine.kernels.merging import match, merge, takes
 
+        qkv = qkv.view(*x.shape[:2], -1)
         if not takes(x.shape[1], self.shape.prefix, self.shape.head_dim):
-            key = self._heads(qkv)[1]
+            key = heads_of(qkv, self.shape.heads)[1].to(self.plain)
             return merge_tokens(x.add_(branch.view_as(x)), sizes, key, count, self.shape.prefix)
         into = match(qkv, self.shape.heads, count, self.shape.prefix)
         return merge(x, sizes, into, count, add=branch)
-
-    def _mlp(self, normed: Quantized, block: _Layers) -> Tensor:
-        hidden = self.products.multiply_gelu(normed, block.fc1, block.fc2.step, self.shape.gelu)
-        return self.products.multiply(hidden, block.fc2)
 
     def _normed(
         self, x: Tensor, norm: Norm, branch: Tensor | None, step: Tensor | None = None, dtype: torch.dtype | None = None
@@ -230,107 +269,6 @@ class Fused:
         rows, dtype = x.view(-1, x.shape[-1]), dtype or self.codes or self.plain
         return apply_norm(rows, norm.weight, norm.bias, norm.eps, add=branch, dtype=dtype, scale=step)
 
-    def _attended(self, name: str, qkv: Tensor, proj: Expanded, sizes: Tensor | None) -> Quantized:
-        """Attention of qkv (B, N, 3·H·D) by a backend, rows (B·N, H·D) as the next product takes them."""
-        if name != OWN_ATTENTION:
-            query, key, value = self._heads(qkv)
-            bias = None if sizes is None else sizes.log()[:, None, None]
-            out = BACKENDS[name].attend(query, key, value, bias).transpose(1, 2)  # B, N, H, D
-            return self._quantized(out.reshape(qkv.shape[0] * qkv.shape[1], -1), proj)
-        from petalite.engine.kernels.attention import configs
-
-        B, N, _ = qkv.shape
-        found = {str(config): config for config in configs(shape_class(B), N, self.shape.heads, self.shape.head_dim)}
-        if sizes is not None or self.device.type == "cpu":
-            # merged tokens differ in number from block to block: trials for all would take longer than they gain
-            return self._own_attended(qkv, proj, sizes, next(iter(found.values())))
-
-        def ways() -> dict[str, Callable[[], Quantized]]:
-            return {name: partial(self._own_attended, qkv, proj, None, config) for name, config in found.items()}
-
-        name = self.choices.choose(f"{OWN_ATTENTION} {self._attention_key(B, N, proj)}", ways, _alike)
-        return self._own_attended(qkv, proj, None, found[name])
-
-    def _own_attended(self, qkv: Tensor, proj: Expanded, sizes: Tensor | None, config: Any) -> Quantized:
-        from petalite.engine.kernels.attention import attention
-
-        if self.codes is None or proj.step is None:
-            values = attention(qkv, self.shape.heads, dtype=self.plain, sizes=sizes, config=config)
-            return self._quantized(values, proj)
-        codes = attention(qkv, self.shape.heads, dtype=self.codes, scale=proj.step, sizes=sizes, config=config)
-        return codes, proj.step
-
-    def _attention_key(self, B: int, N: int, proj: Expanded) -> str:
-        """`attention fp8 static 32x197x16x64`: how it is written, then images, tokens, heads and their channels."""
-        written = "plain" if self.codes is None else "per token" if proj.step is None else "static"
-        plain = str(self.plain).removeprefix("torch.")
-        return (
-            f"attention {self.compute} {plain} {written} {shape_class(B)}x{N}x{self.shape.heads}x{self.shape.head_dim}"
-        )
-
-    def _quantized(self, values: Tensor, layer: Expanded) -> Quantized:
-        """Plain values (rows, in) as `layer` takes them."""
-        if self.codes is None:
-            return values, None
-        from petalite.engine.kernels.quantize import quantize
-
-        return quantize(values, self.codes, layer.step)
-
-    def _heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, N, 3·H·D) -> query, key, value, (B, H, N, D) each, not copied."""
-        B, N, _ = qkv.shape
-        query, key, value = qkv.view(B, N, 3, self.shape.heads, -1).permute(2, 0, 3, 1, 4)
-        return query, key, value
-
-    def _norm_heads(self, qkv: Tensor, block: _Layers) -> None:
-        """Normalize each head's queries and keys in place, where the model does that."""
-        query, key, _ = self._heads(qkv)
-        for part, norm in ((query, block.q_norm), (key, block.k_norm)):
-            if norm is not None:
-                part.copy_(_layer_norm(part, norm))
-
-    def _resolved(self, name: str) -> str:
-        """The attention that runs."""
-        refused = self._own_attention_refuses()
-        if name == OWN_ATTENTION and refused:
-            raise PetaliteError(f"attention {OWN_ATTENTION} takes {refused}; use --attention auto")
-        if name not in ("auto", OWN_ATTENTION):
-            if name not in BACKENDS:
-                known = (OWN_ATTENTION, *BACKENDS)
-                raise PetaliteError(
-                    f"unknown attention '{name}'{did_you_mean(name, known)}; known: auto, {', '.join(known)}"
-                )
-            resolve_attention(name, self.device, self.plain)
-            return name
-        if name == OWN_ATTENTION or (not refused and self.device.type == "cpu"):
-            return OWN_ATTENTION
-        names = [other.name for other in BACKENDS.values() if other.unavailable(self.device, self.plain) is None]
-        names = [other for other in ("sdpa", "cudnn", "fa2", "efficient") if other in names]
-        # in 32 bits exactness comes before speed
-        if self.compute == "fp32" or self.device.type == "cpu":
-            return "sdpa"
-        return self._quickest(names if refused else [*names, OWN_ATTENTION])
-
-    def _own_attention_refuses(self) -> str | None:
-        if self.shape.head_dim not in _HEAD_DIMS:
-            return f"heads of 16 to 128 channels, a multiple of 16, not {self.shape.head_dim}"
-        if self.shape.tokens > _MOST_TOKENS:
-            return f"up to {_MOST_TOKENS} tokens, not {self.shape.tokens}"
-        return None
-
-    def _quickest(self, names: list[str]) -> str:
-        """The quickest attention for batches of 32 images, quantization included."""
-        N, width = self.shape.tokens, 3 * self.shape.heads * self.shape.head_dim
-        proj = self._blocks[0].proj
-        generator = torch.Generator().manual_seed(0)
-        qkv = torch.randn(_TRIAL_BATCH, N, width, generator=generator).to(self.device, self.plain)
-
-        def ways() -> dict[str, Callable[[], Quantized]]:
-            return {name: partial(self._attended, name, qkv, proj, None) for name in names}
-
-        with torch.inference_mode():
-            return self.choices.choose(self._attention_key(_TRIAL_BATCH, N, proj), ways, _alike)
-
     def _layers(self, block: Block, last: bool) -> _Layers:
         expand, step = self.products.expand, self.products.step
         found = bounds(block) if self._static else None
@@ -338,6 +276,7 @@ class Fused:
         inner = found if self.codes == torch.float8_e4m3fn else None
         before = {
             "qkv": step(None, inner.qkv) if inner else None,
+            "heads": step(None, inner.heads) if inner and block.q_norm is None and block.k_norm is None else None,
             "proj": step(block.proj.span, found.proj) if found else None,
             "fc1": step(None, inner.fc1) if inner else None,
             "fc2": step(block.fc2.span, inner.fc2) if inner else None,
@@ -349,6 +288,7 @@ class Fused:
         return _Layers(
             norm1=_on(block.norm1, self.device),
             qkv=expand(qkv, before["qkv"]),
+            heads=before["heads"],
             query=query,
             q_norm=self._placed(block.q_norm),
             k_norm=self._placed(block.k_norm),
@@ -385,12 +325,3 @@ def _first_rows(a: Quantized, images: int, count: int) -> Quantized:
     if scale is None or scale.numel() == 1 < len(values):
         return first, scale
     return first, scale.view(images, -1)[:, :count].reshape(-1).contiguous()
-
-
-def _alike(one: Quantized, other: Quantized) -> bool:
-    def plain(a: Quantized) -> Tensor:
-        values, scale = a
-        return values.float() if scale is None else values.float() * scale.view(-1, 1)
-
-    first, second = plain(one), plain(other)
-    return bool((first - second).norm() <= 0.1 * first.norm())

@@ -26,10 +26,10 @@ from petalite.device import capability_of, resolve_device, unavailable_compute
 from petalite.engine.choice import Choice, choose_compute, choose_module_compute, stored_format
 from petalite.engine.classifier import Classifier, Info, PlainModule, Runner
 from petalite.engine.cuda import OWN_ATTENTION, Fused
+from petalite.engine.expanded import CODES
 from petalite.engine.graphs import Graphs
 from petalite.engine.processor import COMPUTES as CPU_COMPUTES
 from petalite.engine.processor import choose_on_cpu, this_processor
-from petalite.engine.products import CODES
 from petalite.engine.several import Several, device_names
 from petalite.engine.weights import Network, read_network, unsupported
 from petalite.errors import PetaliteError, did_you_mean

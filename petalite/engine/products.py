@@ -3,19 +3,20 @@
     products = Products("fp8", torch.bfloat16, Choices(trials_for(device), device))
     layer = products.expand(network.blocks[0].fc1)
     y = products.multiply(codes, layer)                          # (rows, out), in 16 bits
-    codes = products.multiply_gelu(codes, layer, step)           # GELU of it, as the next product takes it
+    codes = products.multiply_gelu(codes, layer, step, "none")   # GELU of it, as the next product takes it
+    codes = products.multiply_codes(codes, layer, step)          # codes of it
+    x = products.multiply_add(codes, layer, x)                   # added to what stands in x
 
 Weights of 8 bits have a scale for each output (row of the weight), inputs one for each token or one for all, known from
-calibration. cuBLAS, through PyTorch, and Petalite's own kernel (kernels/product.py) compute the same; which is quicker
-depends on the shape, and only the latter writes GELU's codes at once. On a CPU the products are exact and slow: they are
-for tests.
+calibration. cuBLAS through PyTorch, cuBLASLt's next best kernels (cublaslt.py) and Petalite's own (kernels/product.py)
+compute the same; which is quickest depends on the shape. On a CPU the products are exact and slow: they are for tests.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -24,40 +25,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from petalite.device import capability_of
+from petalite.engine import cublaslt
+from petalite.engine.expanded import CODES, LARGEST, Expanded, encode, even, step_of
 from petalite.engine.kernels import Quantized
 from petalite.engine.kernels.tiles import Config, configs
 from petalite.engine.trial import Choices
 from petalite.engine.weights import Linear
 
-CODES = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
-LARGEST = {torch.float8_e4m3fn: 448.0, torch.int8: 127.0}
-CUBLAS, SEPARATE, OWN = "cublas", "separate", "petalite"
-#: The end of a calibrated range as a part of the largest code. The range leaves out outliers that would cost integers
-#: their precision; floating point has room for them: below 1/8 it keeps its precision over 12 more octaves.
-_FILLED = {torch.float8_e4m3fn: 1 / 8, torch.int8: 1.0}
-#: Rows whose largest values are further apart than this get scales of their own: of e4m3's 15 octaves, 9 are left for
-#: the values within a row.
-_EVEN = 64.0
+CUBLAS, CUBLASLT, SEPARATE, OWN = "cublas", "cublaslt", "separate", "petalite"
 #: Results of two kernels for the same product differ by rounding alone, of codes where those are written.
 _ROUNDING, _ROUNDING_OF_CODES = 0.02, 0.1
-
-
-@dataclass(frozen=True)
-class Expanded:
-    """One layer as it is multiplied.
-
-    weight: (out, in), codes of 8 bits or plain values. scale: float32 (out,), what a step of each row's codes is worth, or
-    (1,) of all. bias: float32 (out,); plain_bias: the same in the precision between the products. step: float32 (1,), what
-    a step of the inputs' codes is worth where that is known beforehand, and then folded: scale · step.
-    """
-
-    name: str
-    weight: Tensor
-    scale: Tensor | None
-    bias: Tensor | None
-    plain_bias: Tensor | None
-    step: Tensor | None
-    folded: Tensor | None
+#: How many of cuBLASLt's kernels take part in a trial: on an H200 the best was among its first six.
+_RANKED = 6
 
 
 class Products:
@@ -70,6 +49,8 @@ class Products:
         self.compute, self.plain, self.choices, self.device = compute, plain, choices, choices.device
         self.codes = CODES.get(compute)
         self._capability = capability_of(self.device) or (0, 0)  # a CPU has no use for it
+        self._lt = self.device.type == "cuda" and cublaslt.available() is None
+        self._inverses: dict[int, tuple[Tensor, Tensor]] = {}
         self._ones: dict[int, Tensor] = {}
         self._alike: dict[torch.Size, list[Tensor]] = {}
 
@@ -94,7 +75,7 @@ class Products:
             weight = weight.to(self.plain)
         else:
             # one scale for all is what GPUs multiply fastest, and floating point loses nothing by it
-            whole = step is not None and self.codes.is_floating_point and _even(weight)
+            whole = step is not None and self.codes.is_floating_point and even(weight)
             weight, scale = encode(weight, self.codes, whole=whole)
             folded = None if step is None else scale * step
         plain_bias = None if bias is None else bias.to(self.plain)
@@ -102,38 +83,97 @@ class Products:
         self._alike.setdefault(weight.shape, []).append(weight)
         return Expanded(linear.name, weight, scale, bias, plain_bias, step, folded)
 
+    def taken(self, values: Tensor, layer: Expanded) -> Quantized:
+        """Plain values (rows, in) as `layer` takes them."""
+        return (values, None) if self.codes is None else self.rounded(values, layer.step)
+
+    def rounded(self, values: Tensor, step: Tensor | None) -> Quantized:
+        """Plain values (rows, columns) as codes, a step of which is worth `step`; with a scale for each row where None."""
+        from petalite.engine.kernels.quantize import quantize
+
+        assert self.codes is not None, f"{self.compute} has no codes"
+        return quantize(values, self.codes, step)
+
     def multiply(self, a: Quantized, layer: Expanded) -> Tensor:
         """(rows, in), with a scale for each row or one for all where it has codes -> (rows, out), plain."""
         if self.device.type == "cpu":
             return self._exact(a, layer)
-        key = self._key(a, layer, "plain")
+        key = self.key(a, layer, "plain")
         y: Tensor = self._way(self.choices.choose(key, partial(self._ways, a, layer), _close), a, layer)()
         return y
+
+    def multiply_codes(self, a: Quantized, layer: Expanded, step: Tensor) -> Quantized:
+        """The product as codes, a step of which is worth `step` (float32, (1,))."""
+
+        def separate(other: Expanded) -> Quantized:
+            return self.rounded(self.multiply(a, other), step)
+
+        if self.device.type == "cpu":
+            return separate(layer)
+        return self._ending(a, layer, step, separate, gelu=False)
 
     def multiply_gelu(self, a: Quantized, layer: Expanded, step: Tensor | None, gelu: str) -> Quantized:
         """GELU of the product, as the next product takes it; step: of its codes where calibration has said so.
 
         gelu: `none` (exact) or `tanh`.
         """
+
+        def separate(other: Expanded) -> Quantized:
+            return self._separate(a, other, step, gelu)
+
         fusable = gelu == "none" and self.compute != "fp32" and (self.codes is None or step is not None)
         if not fusable or self.device.type == "cpu":
-            return self._separate(a, layer, step, gelu)
-        key = self._key(a, layer, "gelu")
-        own = self._own_ways(a[0], layer)
+            return separate(layer)
+        return self._ending(a, layer, step, separate, gelu=True)
+
+    def _ending(
+        self,
+        a: Quantized,
+        layer: Expanded,
+        step: Tensor | None,
+        separate: Callable[[Expanded], Quantized],
+        *,
+        gelu: bool,
+    ) -> Quantized:
+        """The product and what follows it, in one kernel or in two: whichever is quickest."""
+
+        def ended(name: str, other: Expanded) -> Quantized:
+            return self._ended(name, a, other, step, gelu=gelu)
 
         def ways() -> dict[str, Callable[[], Quantized]]:
-            def fused(config: Config, other: Expanded) -> Quantized:
-                return self._fused(a, other, step, config)
+            names = self._enders(a, layer, gelu=gelu)
+            return {
+                SEPARATE: self._in_turn(layer, separate),
+                **{name: self._in_turn(layer, partial(ended, name)) for name in names},
+            }
 
-            found = {name: self._in_turn(layer, partial(fused, config)) for name, config in own.items()}
-            return {SEPARATE: self._in_turn(layer, lambda other: self._separate(a, other, step, gelu)), **found}
-
+        key = self.key(a, layer, "gelu" if gelu else "codes")
         name = self.choices.choose(key, ways, _close_codes if self.codes else _close_values)
-        if name == SEPARATE:
-            return self._separate(a, layer, step, gelu)
-        return self._fused(a, layer, step, own[name])
+        return separate(layer) if name == SEPARATE else ended(name, layer)
 
-    def _key(self, a: Quantized, layer: Expanded, written: str) -> str:
+    def adds(self, a: Quantized, layer: Expanded) -> bool:
+        """Whether `multiply_add` is there for such a product."""
+        return self._lt_takes(a, layer)
+
+    def multiply_add(self, a: Quantized, layer: Expanded, x: Tensor) -> Tensor:
+        """Add the product to `x` (rows, out), plain, in place; returns `x`. Where `adds` says so."""
+
+        def added(index: int, other: Expanded, place: Tensor) -> Tensor:
+            return self._by_cublaslt(index, a, other, place, residual=place)
+
+        def ways() -> dict[str, Callable[[], Tensor]]:
+            place = x.clone()  # which the trial adds to, time and again
+            count = len(self._ranked(a, layer, place, residual=place))
+            return {
+                f"{CUBLASLT} {index}": self._in_turn(layer, partial(added, index, place=place))
+                for index in range(count)
+            }
+
+        name = self.choices.choose(self.key(a, layer, "added"), ways)
+        return added(int(name.split()[1]), layer, x)
+
+    def key(self, a: Quantized, layer: Expanded, written: str) -> str:
+        """A product's name among the choices: precision, rows (their class) x inputs x outputs, what is written."""
         rows, (outputs, inputs) = a[0].shape[0], layer.weight.shape
         between = ""
         if self.codes is not None:
@@ -145,6 +185,8 @@ class Products:
     def _ways(self, a: Quantized, layer: Expanded) -> dict[str, Callable[[], Tensor]]:
         """Every kernel that takes this shape."""
         names = [CUBLAS] if self._cublas_takes(a[0], layer) else []
+        # the first of cuBLASLt's is what PyTorch runs
+        names += [f"{CUBLASLT} {index}" for index in range(1, len(self._ranked(a, layer, self._empty(a, layer))))]
         if self.compute != "fp32":
             names += self._own_ways(a[0], layer)
 
@@ -162,6 +204,8 @@ class Products:
     def _way(self, name: str, a: Quantized, layer: Expanded) -> Callable[[], Tensor]:
         if name == CUBLAS:
             return partial(self._cublas, a, layer)
+        if name.startswith(CUBLASLT):
+            return lambda: self._by_cublaslt(int(name.split()[1]), a, layer, self._empty(a, layer))
         return partial(self._own, a, layer, self._own_ways(a[0], layer)[name])
 
     def _cublas_takes(self, a: Tensor, layer: Expanded) -> bool:
@@ -200,16 +244,70 @@ class Products:
         rows, columns = self._scales(a, layer)
         return product(a[0], layer.weight, **_factors(rows, columns), bias=layer.bias, dtype=self.plain, config=config)
 
-    def _fused(self, a: Quantized, layer: Expanded, step: Tensor | None, config: Config) -> Quantized:
-        """The product with GELU in its epilogue."""
+    def _enders(self, a: Quantized, layer: Expanded, *, gelu: bool) -> list[str]:
+        """The kernels that also do what follows the product."""
+        names = list(self._own_ways(a[0], layer))
+        # GELU's tanh form is within a step of the smallest codes, but not of 16-bit values
+        if self.codes is not None:
+            out = self._empty(a, layer, self.codes)
+            names += [f"{CUBLASLT} {index}" for index in range(len(self._ranked(a, layer, out, gelu=gelu)))]
+        return names
+
+    def _ended(self, name: str, a: Quantized, layer: Expanded, step: Tensor | None, *, gelu: bool) -> Quantized:
+        """The product with what follows it in its epilogue."""
+        written = self.codes or self.plain
+        if name.startswith(CUBLASLT):
+            assert step is not None
+            out = self._empty(a, layer, written)
+            return self._by_cublaslt(int(name.split()[1]), a, layer, out, gelu=gelu, step=step), step
         from petalite.engine.kernels.product import product
 
         rows, columns = self._scales(a, layer)
         values = product(
-            a[0], layer.weight, **_factors(rows, columns), bias=layer.bias, activation="gelu",
-            dtype=self.codes or self.plain, out_scale=step, config=config,
+            a[0], layer.weight, **_factors(rows, columns), bias=layer.bias, activation="gelu" if gelu else None,
+            dtype=written, out_scale=step, config=self._own_ways(a[0], layer)[name],
         )  # fmt: skip
         return values, step
+
+    def _lt_takes(self, a: Quantized, layer: Expanded) -> bool:
+        """cuBLASLt has 16-bit values, and codes of float8 with one scale for all."""
+        if not self._lt or self.compute in ("fp32", "int8"):
+            return False
+        rows, columns = self._scales(a, layer)
+        return rows is None and (columns is None or columns.numel() == 1) and self._cublas_takes(a[0], layer)
+
+    def _ranked(self, a: Quantized, layer: Expanded, out: Tensor, **ends: Any) -> list[cublaslt.Algorithm]:
+        if not self._lt_takes(a, layer):
+            return []
+        return cublaslt.algorithms(a[0], layer.weight, out, bias=layer.plain_bias, most=_RANKED, **ends)
+
+    def _by_cublaslt(
+        self,
+        index: int,
+        a: Quantized,
+        layer: Expanded,
+        out: Tensor,
+        *,
+        residual: Tensor | None = None,
+        gelu: bool = False,
+        step: Tensor | None = None,
+    ) -> Tensor:
+        ranked = self._ranked(a, layer, out, residual=residual, gelu=gelu)
+        # a trial is for shapes that are alike; one of them may have fewer
+        algorithm = ranked[min(index, len(ranked) - 1)]
+        return cublaslt.multiply(
+            a[0], layer.weight, out, algorithm, scale=self._scales(a, layer)[1], bias=layer.plain_bias,
+            residual=residual, gelu=gelu, out_factor=None if step is None else self._inverse(step),
+        )  # fmt: skip
+
+    def _empty(self, a: Quantized, layer: Expanded, dtype: torch.dtype | None = None) -> Tensor:
+        return torch.empty(len(a[0]), len(layer.weight), dtype=dtype or self.plain, device=self.device)
+
+    def _inverse(self, step: Tensor) -> Tensor:
+        """1 / step, made once."""
+        if id(step) not in self._inverses:
+            self._inverses[id(step)] = (step, 1 / step)  # with the step, so that no other gets its id
+        return self._inverses[id(step)][1]
 
     def _separate(self, a: Quantized, layer: Expanded, step: Tensor | None, gelu: str) -> Quantized:
         """The product, then GELU in a pass of its own."""
@@ -254,35 +352,11 @@ class Products:
         return {f"{OWN} {config}": config for config in found}
 
 
-def encode(weight: Tensor, codes: torch.dtype, *, whole: bool = False) -> tuple[Tensor, Tensor]:
-    """Codes of a float32 matrix (rows, columns) and the scale that makes each row's largest value the largest code.
-
-    The scale is (rows,), or (1,) for the matrix as a whole.
-    """
-    largest = weight.abs().amax()[None] if whole else weight.abs().amax(dim=1)
-    scale = largest / LARGEST[codes]
-    scale = torch.where(scale > 0, scale.clamp(min=2.0**-120), torch.ones_like(scale))
-    scaled = (weight / scale[:, None]).clamp(-LARGEST[codes], LARGEST[codes])
-    return (scaled if codes.is_floating_point else scaled.round()).to(codes), scale
-
-
-def _even(weight: Tensor) -> bool:
-    """Whether the rows are so alike that one scale leaves each of them the whole precision of 8-bit floats."""
-    rows = weight.abs().amax(dim=1)
-    return bool(rows[rows > 0].amin() * _EVEN >= rows.amax()) if bool((rows > 0).any()) else False
-
-
 def _factors(rows: Tensor | None, columns: Tensor | None) -> dict[str, Any]:
     """Scales as the own kernel takes them."""
     if rows is None and columns is not None and columns.numel() == 1:
         return {"a_scale": columns, "w_scale": None}
     return {"a_scale": rows, "w_scale": columns}
-
-
-def step_of(span: tuple[float, float], codes: torch.dtype) -> float:
-    """What a step of the codes is worth for values of this range, symmetric around zero."""
-    largest = max(abs(span[0]), abs(span[1])) or LARGEST[codes]
-    return largest / (_FILLED[codes] * LARGEST[codes])
 
 
 def shape_class(rows: int) -> int:

@@ -51,9 +51,10 @@ def test_no_input_exceeds_its_bound(tmp_path: Path, name: str) -> None:
         parts = {"qkv": block.attn.qkv, "proj": block.attn.proj, "fc1": block.mlp.fc1, "fc2": block.mlp.fc2}
         for part, layer in parts.items():
             layer.register_forward_pre_hook(watch((index, part)))
+        block.attn.qkv.register_forward_hook(lambda _, __, out, index=index: watch((index, "heads"))(None, (out,)))
     with torch.no_grad():
         model(strange_images(checkpoint))
-    assert len(seen) == 4 * len(found)
+    assert len(seen) == 5 * len(found)
     for (index, part), largest in seen.items():
         assert largest <= getattr(found[index], part), f"block {index}, {part}"
 

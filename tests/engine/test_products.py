@@ -12,9 +12,10 @@ from torch import Tensor
 from petalite.device import COMPUTES, capability_of, unavailable_compute
 from petalite.engine import products
 from petalite.engine.choice import plain_dtype
+from petalite.engine.expanded import CODES, encode, step_of
 from petalite.engine.kernels import Quantized
 from petalite.engine.kernels.quantize import quantize
-from petalite.engine.products import CODES, Products, encode, shape_class, step_of
+from petalite.engine.products import Products, shape_class
 from petalite.engine.trial import Choices, Trials, time_on_cpu
 from petalite.engine.weights import Linear
 from tests.engine.kernels.conftest import _rounding_of_a_gpu, device
@@ -124,6 +125,27 @@ def test_gelu_is_written_as_the_next_product_takes_it(
         else plain(written) - exact
     )
     assert error.norm() / exact.norm() < {"fp32": 1e-6, "fp16": 1e-3, "bf16": 4e-3, "int8": 0.02, "fp8": 0.04}[compute]
+
+
+@pytest.mark.parametrize("compute", list(CODES))
+def test_a_product_is_written_as_codes(compute: str, device: torch.device) -> None:
+    ran = engine(compute, device)
+    step = torch.tensor([0.5 if compute == "fp8" else 3.0], device=device)
+    layer = ran.expand(linear(96, 64), ran.step((-3.0, 3.0), None))
+    a = taken(numbers(70, 64).to(device), ran, layer.step)
+    codes, worth = ran.multiply_codes(a, layer, step)
+    assert codes.dtype == ran.codes and worth is step
+    exact = ran._exact(a, layer).double()
+    inside = exact.abs() <= 127 * 0.5  # the large row of integers may lie beyond their largest code
+    error = (plain((codes, worth)) - exact)[inside]
+    assert error.abs().max() <= (0.5 * 3.0 + 0.3 if compute == "int8" else 2.1 + 0.3)
+    assert error.norm() / exact[inside].norm() < (0.04 if compute == "fp8" else 0.4)
+
+
+def test_only_a_gpu_adds_a_product_in_place() -> None:
+    ran = engine("fp8", torch.device("cpu"))
+    layer = ran.expand(linear(96, 64), ran.step((-3.0, 3.0), None))
+    assert not ran.adds(taken(numbers(70, 64), ran, layer.step), layer)
 
 
 @pytest.mark.parametrize("codes", CODES.values(), ids=str)

@@ -86,8 +86,9 @@ def check(M: int, N: int, K: int, dtype: torch.dtype, device: torch.device, conf
     if layer == "proj":
         rest["a_scale"] = rest["a_scale"][:1]
     error = FAST if dtype == FP8 and not config.exact else SUMS
-    y = product(a, w, **rest, dtype=torch.float32, config=config)
-    assert close(y, exact(a, w, **rest), error)
+    sums = {**rest, "residual": None}  # in 32 bits a tile and a residual of it may be more than shared memory holds
+    y = product(a, w, **sums, dtype=torch.float32, config=config)
+    assert close(y, exact(a, w, **sums), error)
     written = dtype if dtype != BF16 else BF16
     step = torch.tensor([0.05], device=device) if written != BF16 else None
     rest["activation"] = "gelu" if layer == "fc1" else None
@@ -109,7 +110,7 @@ def test_every_way_to_cut_the_products_of_a_model(
 
 def test_exact_sums_are_more_exact(device: torch.device) -> None:
     a, w = operands(256, 1024, 4096, FP8, device)
-    wanted = exact(a.abs(), w.abs())
+    wanted = exact(a.float().abs(), w.float().abs())
     errors = {}
     for config in (Config(128, 128), Config(128, 128, exact=True)):
         y = product(a.float().abs().to(FP8), w.float().abs().to(FP8), dtype=torch.float32, config=config).double()

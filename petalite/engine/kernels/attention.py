@@ -2,6 +2,7 @@
 
     codes = attention(qkv, 16, dtype=torch.float8_e4m3fn, scale=step)          # (B, N, 3·H·D) -> (B·N, H·D)
     values = attention(qkv, 16, dtype=torch.bfloat16, sizes=sizes)             # tokens that stand for several
+    codes = attention(codes, 16, step=one, dtype=torch.float8_e4m3fn, scale=step)    # queries, keys, values in 8 bits
 
 Queries, keys and values are read where the product left them, and the output is written as rows of codes: no copy, no
 pass that casts. All keys of a head fit at once, so each score is computed once and the softmax needs no second look; 197
@@ -14,7 +15,6 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,42 +24,10 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from petalite.engine.kernels import power_of_two
+from petalite.engine.kernels.cuts import HOPPER_BYTES, MOST_AT_ONCE, Config, configs, pieces
 from petalite.engine.kernels.quantize import CODES, PLAIN, encode
 
-#: More keys at once do not fit the registers.
-_MOST_AT_ONCE = 256
-#: Of an H100 or H200: multiprocessors, and shared memory that a program may have.
-_MULTIPROCESSORS, _HOPPER_BYTES = 132, 227 * 1024
-
-
-@dataclass(frozen=True)
-class Config:
-    """How attention is cut; its `str` is a stable name.
-
-    rows: queries taken at a time. warps: of a program. block: keys taken at a time, 0 for all of them (up to 256 tokens).
-    parts: programs that share the queries of one head. registers: the most that a thread may use, 0 for the compiler's
-    choice: fewer let more programs run at once.
-    stages: blocks of queries (or of keys, where those are streamed) on their way at once.
-    dependent: the programs may start before the kernel ahead has ended, and wait for it themselves, and the kernel behind
-    likewise (Hopper and newer, also in CUDA graphs).
-    """
-
-    rows: int = 64
-    warps: int = 4
-    block: int = 0
-    parts: int = 1
-    registers: int = 0
-    stages: int = 2
-    dependent: bool = False
-
-    def __str__(self) -> str:
-        """`64 rows, all keys, 4 warps, 1 part`."""
-        keys = f"{self.block} keys" if self.block else "all keys"
-        registers = f", {self.registers} registers" if self.registers else ""
-        ahead = ", dependent" if self.dependent else ""
-        return (
-            f"{self.rows} rows, {keys}, {self.warps} warps, {self.parts} parts{registers}, {self.stages} stages{ahead}"
-        )
+__all__ = ["Config", "attention", "configs", "pieces"]
 
 
 def attention(
@@ -67,31 +35,33 @@ def attention(
     heads: int,
     *,
     dtype: torch.dtype,
+    step: Tensor | None = None,
     scale: Tensor | None = None,
     sizes: Tensor | None = None,
     config: Config | None = None,
 ) -> Tensor:
     """softmax(Q Kᵀ / √D + log sizes) V of each head: qkv (B, N, 3·H·D) -> (B·N, H·D) of `dtype`.
 
-    qkv: bfloat16 or float16 (float32 on CPUs only, where tests run this): queries, keys, values, H heads of D channels
-    each. D: 16 to 128, a multiple of 16.
+    qkv: bfloat16 or float16 (float32 on CPUs only, where tests run this), or codes, float8_e4m3fn: queries, keys, values,
+    H heads of D channels each. D: 16 to 128, a multiple of 16; of codes, of 32. step: float32, one element: what a step
+    of those codes is worth. Codes of queries and keys are multiplied as they are, those of values in float16.
     scale: float32, one element: what a step of the codes is worth, where `dtype` is float8_e4m3fn or int8.
     sizes: float32 (B, N), how many tokens each key stands for. config: by the shape alone when None.
     Raises ValueError for tensors that do not fit, and for a config that takes all keys at once where there are too many.
     """
-    B, N, D = _shape(qkv, heads, dtype, scale, sizes)
+    B, N, D = _shape(qkv, heads, dtype, step, scale, sizes)
     out = torch.empty(B * N, heads * D, dtype=dtype, device=qkv.device)
     if out.numel() == 0:
         return out
     config = config or configs(B, N, heads, D, _shared_bytes(qkv.device))[0]
-    if not config.block and N > _MOST_AT_ONCE:
-        raise ValueError(f"{N} keys do not fit at once; {_MOST_AT_ONCE} do")
+    if not config.block and N > MOST_AT_ONCE:
+        raise ValueError(f"{N} keys do not fit at once; {MOST_AT_ONCE} do")
     tiles = triton.cdiv(N, config.rows)
     each = triton.cdiv(tiles, config.parts)
     # e^x is 2^(x · log2 e): the factor goes with the scores'
     factor = math.log2(math.e) / math.sqrt(D)
     dependent = config.dependent and qkv.device.type == "cuda"
-    common = (qkv, out, scale, sizes, N, heads, factor, dependent)
+    common = (qkv, out, step, scale, sizes, N, heads, factor, dependent)
     shape = (D, power_of_two(D), config.rows)
     options: dict[str, Any] = {"num_warps": config.warps, "num_stages": config.stages, "enable_fp_fusion": True}
     if config.registers and qkv.device.type == "cuda":
@@ -111,50 +81,12 @@ def attention(
     return out
 
 
-def configs(batch: int, tokens: int, heads: int, size: int, shared_bytes: int = _HOPPER_BYTES) -> tuple[Config, ...]:
-    """At most 8 configs worth a trial, the likeliest first: `batch` images of `tokens`, heads of `size` channels.
-
-    shared_bytes: shared memory that a program may have; programs start ahead only where it is what Hopper has or more.
-    """
-    streamed = (Config(64, 4, block=64), Config(128, 8, block=64))
-    if tokens > _MOST_AT_ONCE:
-        return (Config(128, 8, block=64), Config(64, 4, block=64), Config(128, 8, block=128), Config(64, 4, block=128))
-    # all keys and values of a head, and two blocks of queries
-    if 2 * power_of_two(size) * (2 * sum(pieces(tokens)) + 2 * 64) + 4_096 > shared_bytes:
-        return streamed
-    tiles = -(-tokens // 64)
-    # programs enough for three on each multiprocessor, but no more than there are queries for
-    parts = max(1, min(tiles, 3 * _MULTIPROCESSORS // (batch * heads)))
-    tight = Config(64, 4, parts=parts, registers=168)  # three programs fit a multiprocessor
-    found = [tight, Config(64, 4, parts=parts)]
-    if batch * heads < 3 * _MULTIPROCESSORS:
-        found.reverse()  # one program on each multiprocessor has all its registers
-        if shared_bytes >= _HOPPER_BYTES:
-            found += [replace(config, dependent=True) for config in found]
-    found += [replace(tight, stages=1), replace(tight, parts=1 if parts > 1 else 2), *streamed]
-    return tuple(dict.fromkeys(found))
-
-
-def pieces(tokens: int) -> tuple[int, int, int]:
-    """Powers of two, from 16 on, that hold `tokens` keys with little to spare: 197 -> (128, 64, 16); 0 for none."""
-    left = max(16, -(-tokens // 16) * 16)
-    found: list[int] = []
-    while left and len(found) < 2:
-        found.append(power_of_two(left + 1) // 2)  # the largest that fits
-        left -= found[-1]
-    if left:
-        found.append(power_of_two(left))
-    while len(found) > 1 and found[-1] == found[-2]:
-        found[-2:] = [2 * found[-1]]
-    first, second, third = [*found, 0, 0][:3]
-    return first, second, third
-
-
 # one compilation for all numbers of tokens that are cut alike
 @triton.jit(do_not_specialize=["N", "tiles"])
 def _whole(
     qkv: tl.tensor,
     out: tl.tensor,
+    step: tl.tensor,
     scale: tl.tensor,
     sizes: tl.tensor,
     N: tl.tensor,
@@ -174,6 +106,8 @@ def _whole(
         gdc_launch_dependents()
         gdc_wait()
     stride = 3 * heads * D
+    one = 1.0 if step is None else tl.load(step)
+    factor *= one * one
     queries, image = _queries(qkv, N, heads, D)
     keys = queries + heads * D
     values = keys + heads * D
@@ -182,11 +116,11 @@ def _whole(
         k2 = _rows(keys, FIRST, N, stride, SECOND, D, WIDE)
     if THIRD:
         k3 = _rows(keys, FIRST + SECOND, N, stride, THIRD, D, WIDE)
-    v1 = _rows(values, 0, N, stride, FIRST, D, WIDE)
+    v1 = _values(values, 0, N, stride, FIRST, D, WIDE)
     if SECOND:
-        v2 = _rows(values, FIRST, N, stride, SECOND, D, WIDE)
+        v2 = _values(values, FIRST, N, stride, SECOND, D, WIDE)
     if THIRD:
-        v3 = _rows(values, FIRST + SECOND, N, stride, THIRD, D, WIDE)
+        v3 = _values(values, FIRST + SECOND, N, stride, THIRD, D, WIDE)
     start = tl.program_id(0) * tiles
     for tile in range(start, tl.minimum(start + tiles, tl.cdiv(N, ROWS))):
         q = _rows(queries, tile * ROWS, N, stride, ROWS, D, WIDE)
@@ -200,22 +134,23 @@ def _whole(
             most = tl.maximum(most, tl.max(s3, 1))
         p1 = _shares(s1, most, factor, sizes, image, 0, N, FIRST)
         total = tl.sum(p1, 1)
-        sums = tl.dot(p1.to(q.dtype), v1, input_precision="ieee")
+        sums = tl.dot(p1.to(v1.dtype), v1, input_precision="ieee")
         if SECOND:
             p2 = _shares(s2, most, factor, sizes, image, FIRST, N, SECOND)
             total += tl.sum(p2, 1)
-            sums = tl.dot(p2.to(q.dtype), v2, sums, input_precision="ieee")
+            sums = tl.dot(p2.to(v2.dtype), v2, sums, input_precision="ieee")
         if THIRD:
             p3 = _shares(s3, most, factor, sizes, image, FIRST + SECOND, N, THIRD)
             total += tl.sum(p3, 1)
-            sums = tl.dot(p3.to(q.dtype), v3, sums, input_precision="ieee")
-        _write(out, scale, sums, total, image, tile * ROWS, N, heads, ROWS, D, WIDE)
+            sums = tl.dot(p3.to(v3.dtype), v3, sums, input_precision="ieee")
+        _write(out, one, scale, sums, total, image, tile * ROWS, N, heads, ROWS, D, WIDE)
 
 
 @triton.jit(do_not_specialize=["N"])
 def _streamed(
     qkv: tl.tensor,
     out: tl.tensor,
+    step: tl.tensor,
     scale: tl.tensor,
     sizes: tl.tensor,
     N: tl.tensor,
@@ -233,6 +168,8 @@ def _streamed(
         gdc_launch_dependents()
         gdc_wait()
     stride = 3 * heads * D
+    one = 1.0 if step is None else tl.load(step)
+    factor *= one * one
     queries, image = _queries(qkv, N, heads, D)
     keys = queries + heads * D
     values = keys + heads * D
@@ -244,13 +181,13 @@ def _streamed(
     whole = N // BLOCK * BLOCK
     for first in range(0, whole, BLOCK):
         k = _rows(keys, first, N, stride, BLOCK, D, WIDE)
-        v = _rows(values, first, N, stride, BLOCK, D, WIDE)
+        v = _values(values, first, N, stride, BLOCK, D, WIDE)
         most, total, sums = _add(q, k, v, sizes, factor, image, first, N, most, total, sums, BLOCK, False)
     if TAIL:
         k = _rows(keys, whole, N, stride, TAIL, D, WIDE)
-        v = _rows(values, whole, N, stride, TAIL, D, WIDE)
+        v = _values(values, whole, N, stride, TAIL, D, WIDE)
         most, total, sums = _add(q, k, v, sizes, factor, image, whole, N, most, total, sums, TAIL, True)
-    _write(out, scale, sums, total, image, row, N, heads, ROWS, D, WIDE)
+    _write(out, one, scale, sums, total, image, row, N, heads, ROWS, D, WIDE)
 
 
 @triton.jit
@@ -278,6 +215,24 @@ def _rows(
     if D != WIDE:
         inside = inside & (channels < D)[None, :]
     return tl.load(base + rows[:, None] * stride + channels[None, :], mask=inside, other=0.0)
+
+
+@triton.jit
+def _values(
+    base: tl.tensor,
+    first: tl.tensor,
+    N: tl.tensor,
+    stride: tl.tensor,
+    COUNT: tl.constexpr,
+    D: tl.constexpr,
+    WIDE: tl.constexpr,
+) -> tl.tensor:
+    """Rows as the softmax's shares multiply them: codes as float16, which holds each of them exactly."""
+    rows = _rows(base, first, N, stride, COUNT, D, WIDE)
+    if rows.dtype == tl.float8e4nv:
+        return rows.to(tl.float16)
+    else:
+        return rows
 
 
 @triton.jit
@@ -332,13 +287,14 @@ def _add(
     shares = _shares(scores, largest, factor, sizes, image, first, N, COUNT)
     rest = tl.exp2((most - largest) * factor)
     total = total * rest + tl.sum(shares, 1)
-    sums = tl.dot(shares.to(q.dtype), v, sums * rest[:, None], input_precision="ieee")
+    sums = tl.dot(shares.to(v.dtype), v, sums * rest[:, None], input_precision="ieee")
     return largest, total, sums
 
 
 @triton.jit
 def _write(
     out: tl.tensor,
+    one: tl.tensor,
     scale: tl.tensor,
     sums: tl.tensor,
     total: tl.tensor,
@@ -350,13 +306,13 @@ def _write(
     D: tl.constexpr,
     WIDE: tl.constexpr,
 ) -> None:
-    """sums / total as the rows of the output that belong to these tokens and this head."""
+    """one · sums / total as the rows of the output that belong to these tokens and this head."""
     rows = row + tl.arange(0, ROWS)
     channels = tl.arange(0, WIDE)
     inside = (rows < N)[:, None] & (channels < D)[None, :]
     step = 1.0 if scale is None else tl.load(scale)
-    # one reciprocal a row does for the softmax and for the codes
-    written = encode(sums * (1.0 / (total * step))[:, None], 1.0, out.dtype.element_ty)
+    # one factor a row does for the softmax and for the codes, those of the values and those that are written
+    written = encode(sums * (one / (total * step))[:, None], 1.0, out.dtype.element_ty)
     here = out + image * N * heads * D + tl.program_id(1) % heads * D
     tl.store(here + rows[:, None] * (heads * D) + channels[None, :], written, mask=inside)
 
@@ -364,15 +320,16 @@ def _write(
 @functools.cache
 def _shared_bytes(device: torch.device) -> int:
     if device.type != "cuda":
-        return _HOPPER_BYTES
+        return HOPPER_BYTES
     return int(torch.cuda.get_device_properties(device).shared_memory_per_block_optin)
 
 
 def _shape(
-    qkv: Tensor, heads: int, dtype: torch.dtype, scale: Tensor | None, sizes: Tensor | None
+    qkv: Tensor, heads: int, dtype: torch.dtype, step: Tensor | None, scale: Tensor | None, sizes: Tensor | None
 ) -> tuple[int, int, int]:
     """B, N, D. Raises ValueError for tensors that do not fit."""
-    if qkv.ndim != 3 or qkv.dtype not in PLAIN or not qkv.is_contiguous():
+    coded = qkv.dtype == torch.float8_e4m3fn
+    if qkv.ndim != 3 or not (coded or qkv.dtype in PLAIN) or not qkv.is_contiguous():
         raise ValueError(f"expected contiguous floating-point qkv (B, N, 3·H·D), got {qkv.dtype} of {tuple(qkv.shape)}")
     if qkv.dtype == torch.float32 and qkv.device.type == "cuda":
         raise ValueError("attention of float32 is left to PyTorch on a GPU: its tensor cores have fewer bits")
@@ -380,12 +337,17 @@ def _shape(
     D = width // (3 * heads)
     if width != 3 * heads * D or D % 16 or not 16 <= D <= 128:
         raise ValueError(f"{width} is not 3 times {heads} heads of 16 to 128 channels, a multiple of 16")
+    if coded and D % 32:
+        raise ValueError(f"tensor cores take codes of 32 channels at a time, and heads have {D}")
     if dtype not in CODES + PLAIN:
         raise ValueError(f"cannot write {dtype}; one of {', '.join(map(str, CODES + PLAIN))}")
     if (scale is not None) != (dtype in CODES):
         raise ValueError(f"{dtype} {'needs a' if dtype in CODES else 'takes no'} scale")
-    if scale is not None and (scale.dtype != torch.float32 or scale.numel() != 1 or scale.device != qkv.device):
-        raise ValueError(f"a scale is one float32 on {qkv.device}, not {scale.numel()} {scale.dtype} on {scale.device}")
+    if (step is not None) != coded:
+        raise ValueError(f"qkv of {qkv.dtype} {'needs a' if coded else 'takes no'} step")
+    for one in (step, scale):
+        if one is not None and (one.dtype != torch.float32 or one.numel() != 1 or one.device != qkv.device):
+            raise ValueError(f"a scale is one float32 on {qkv.device}, not {one.numel()} {one.dtype} on {one.device}")
     if sizes is not None and (
         sizes.shape != (B, N) or sizes.dtype != torch.float32 or sizes.device != qkv.device or not sizes.is_contiguous()
     ):

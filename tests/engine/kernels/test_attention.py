@@ -101,6 +101,34 @@ def test_codes_are_the_nearest(device: torch.device, written: torch.dtype, confi
     assert (wanted.abs() > 127 * step).any()
 
 
+@pytest.mark.parametrize("merged", [False, True], ids=["", "merged"])
+@pytest.mark.parametrize("config", [CUTS[0], CUTS[2], CUTS[4], CUTS[5]], ids=str)
+@pytest.mark.parametrize("heads_and_size", [(2, 32), (1, 64), (1, 96)], ids=str)
+def test_queries_keys_and_values_in_codes(
+    device: torch.device, heads_and_size: tuple[int, int], config: Config, merged: bool
+) -> None:
+    """Nothing is lost but what rounding to codes has lost before."""
+    (H, D), step = heads_and_size, torch.tensor([0.02], device=device)
+    codes = (numbers(2, 101, 3 * H * D).to(device) / step).to(FP8)
+    sizes = some_sizes(2, 101, device) if merged else None
+    found = attention(codes, H, step=step, dtype=torch.float32, sizes=sizes, config=config)
+    wanted = exact(codes.double() * step.double(), H, sizes)
+    assert close(found, wanted, 1e-3)
+    out_step = torch.tensor([0.01], device=device)
+    written = attention(codes, H, step=step, dtype=FP8, scale=out_step, sizes=sizes, config=config)
+    assert_written(written, out_step, wanted, 2e-3)
+
+
+def test_codes_need_their_step_and_whole_groups_of_channels(device: torch.device) -> None:
+    codes, step = numbers(1, 9, 3 * 32).to(device).to(FP8), torch.ones(1, device=device)
+    with pytest.raises(ValueError, match="needs a step"):
+        attention(codes, 1, dtype=torch.float16)
+    with pytest.raises(ValueError, match="takes no step"):
+        attention(codes.half(), 1, step=step, dtype=torch.float16)
+    with pytest.raises(ValueError, match="32 channels at a time, and heads have 16"):
+        attention(codes, 2, step=step, dtype=torch.float16)
+
+
 @KINDS
 @pytest.mark.parametrize("config", [CUTS[0], CUTS[1], CUTS[4]], ids=str)
 def test_scores_of_any_size(device: torch.device, config: Config, dtype: torch.dtype) -> None:
