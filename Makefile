@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: setup demo test lint types check clean
+.PHONY: setup demo test lint types docs check clean
 
 setup: $(INSTALLED)
 
@@ -26,11 +26,20 @@ test: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python tests/test_structure.py
 
 types: $(INSTALLED)
 	$(BIN)/mypy
 
+.venv/.installed-docs: $(INSTALLED)
+	@$(BIN)/pip install --quiet -c constraints.txt -e '.[docs]'
+	@touch $@
+
+docs: .venv/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet --clean
+	@! grep -rnoE '<(script|img|iframe|source)[^>]* src="(https?:)?//[^"]*|<link[^>]* (rel="(stylesheet|preconnect|preload|icon)"[^>]* )href="(https?:)?//[^"]*' site --include='*.html' || { echo "the site loads something from elsewhere" >&2; exit 1; }
+
 check: lint types test
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

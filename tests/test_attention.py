@@ -84,6 +84,6 @@ def test_the_flash_attn_package_is_used_where_it_is_installed(monkeypatch: pytes
         1, 2
     )  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "flash_attn", package)
-    monkeypatch.setattr("petalite.attention._flash_attn_installed", lambda: True)
+    monkeypatch.setattr("petalite.attention.fa2._flash_attn_installed", lambda: True)
     query, key, value = torch.randn(3, 2, 3, 17, 8, device="meta").unbind(0)
     assert BACKENDS["fa2"].attend(query, key, value).shape == query.shape

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -84,6 +85,10 @@ def test_every_verb_has_an_example(petalite: Petalite) -> None:
 def test_ls_lists_what_there_is(petalite: Petalite, kind: str, name: str) -> None:
     rows = {Path(row["name"]).name: row for row in json.loads(petalite("ls", kind, "--json").out)}
     assert rows[name]["runs"] and rows[name]["reason"] is None
+    if kind == "recipes":
+        assert all(
+            re.search(r"\. (Measured: |Not measured here, because ).{20}", row["about"]) for row in rows.values()
+        )
 
 
 def test_ls_says_why_a_recipe_does_not_run(petalite: Petalite, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def _state() -> str:
     """Changes when a format, a backend or timm does."""
     sources = [
         *sorted((_PACKAGE / "formats").glob("*.py")),
-        _PACKAGE / "attention.py",
+        *sorted((_PACKAGE / "attention").glob("*.py")),
         _PACKAGE / "doctor/catalogue.py",
     ]
     facts = [(path.name, path.stat().st_mtime_ns) for path in sources]

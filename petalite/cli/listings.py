@@ -33,7 +33,7 @@ def recipes(device: str) -> list[Row]:
         try:
             recipe = Recipe.from_toml(path)
             reason = next(_missing(recipe.variants, formats, attention), None)
-            about = f"{recipe.model} on {recipe.data}: {', '.join(recipe.variants)}"
+            about = f"{recipe.model} on {recipe.data}: {', '.join(recipe.variants)}. {_outcome(path)}"
         except PetaliteError as error:
             about, reason = "not a recipe", str(error)
         rows.append(_row(os.path.relpath(path), about, reason))
@@ -55,6 +55,14 @@ LISTINGS: dict[str, Callable[[str], list[Row]]] = {"recipes": recipes, "targets"
 def _files() -> list[Path]:
     found = {path.resolve(): path for folder in (Path("recipes"), _SHIPPED) for path in sorted(folder.glob("*.toml"))}
     return list(found)
+
+
+def _outcome(path: Path) -> str:
+    """What a recipe's opening comment says of its outcome: the paragraph that begins with Measured or Not measured."""
+    comment = [line[1:].strip() for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+    paragraphs = (" ".join(part.split()) for part in "\n".join(comment).split("\n\n"))
+    told = (part for part in paragraphs if part.startswith(("Measured: ", "Not measured here, because ")))
+    return next(told, "Its outcome is not told.")
 
 
 def _missing(

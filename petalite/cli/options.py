@@ -32,7 +32,7 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", autocomp
 Attention = Annotated[
     str,
     typer.Option(
-        help="auto, math, sdpa, fa2, efficient, cudnn or petalite (the fused engine's own).",
+        help="auto, or one of `petalite ls attention`: math, sdpa, fa2, …, petalite (the fused engine's own).",
         autocompletion=complete.attention,
     ),
 ]

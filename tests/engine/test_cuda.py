@@ -127,7 +127,7 @@ def test_every_attention_gives_the_same_answers(
 @pytest.mark.parametrize(
     ("arguments", "attention", "says"),
     [
-        ({}, "fa3", r"unknown attention 'fa3' \(did you mean 'fa2'\?\); known: auto, petalite, math"),
+        ({}, "fa3", r"unknown attention 'fa3' \(did you mean 'fa2'\?\); known: auto, petalite, cudnn"),
         ({"num_heads": 8}, OWN_ATTENTION, "attention petalite takes heads of 16 to 128 channels, .* not 8; use"),
         ({"img_size": 264}, OWN_ATTENTION, "attention petalite takes up to 1024 tokens, not 1090; use"),
     ],

@@ -12,7 +12,10 @@ from torch import Tensor
 from petalite.engine import cublaslt
 from petalite.engine.cublaslt import algorithms, multiply
 
-pytestmark = pytest.mark.gpu
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
 FP8, BF16, FP16 = torch.float8_e4m3fn, torch.bfloat16, torch.float16
 
 
