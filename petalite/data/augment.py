@@ -17,14 +17,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import torch
 from PIL import Image
 
-from petalite.data.preprocess import Preprocess, to_pixels
+from petalite.data.preprocess import Pixels, Preprocess, as_array
 from petalite.errors import PetaliteError, did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import torch
 
 POLICIES = ("none", "shift", "light", "rand")
 
@@ -45,12 +46,20 @@ class Augment:
 
     def __call__(self, image: Image.Image, generator_seed: int) -> torch.Tensor:
         """An RGB image -> uint8 tensor (3, H, W); equal for equal seeds, and global random state stays as it was."""
+        import torch
+
+        return torch.from_numpy(self.pixels(image, generator_seed))
+
+    def pixels(self, image: Image.Image, generator_seed: int) -> Pixels:
+        """What a call gives, as an array; without an augmentation PyTorch is not imported for it."""
         if self.policy == "none":
-            return self.preprocess(image)
+            return self.preprocess.pixels(image)
+        import torch
+
         # torchvision draws from the global CPU generator: seed it for this image and put it back afterwards
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(generator_seed)
-            return to_pixels(self.transform(image))
+            return as_array(self.transform(image))
 
     @cached_property
     def transform(self) -> Callable[[Image.Image], Image.Image]:

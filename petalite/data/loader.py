@@ -5,6 +5,7 @@
         for index, message in batch.errors: ...        # files that could not be read, the rest goes on
 
     for batch in read_batches(lists, preprocess): ...  # the same for lists that are made on the way, of whatever length
+    for parcel in read_parcels(lists, preprocess): ...  # the same as arrays: nothing of PyTorch is imported for it
     for pixels, targets in train_batches(samples, augment, order, seeds, batch_size=64): ...
 
 The order of batches never depends on the number of workers, and nothing here draws from the global random state. An
@@ -17,30 +18,41 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from petalite.data.augment import Augment
 from petalite.data.images import ImageError, decode
-from petalite.data.preprocess import Preprocess
+from petalite.data.preprocess import Pixels, Preprocess
 from petalite.data.samples import Sample, Stored
 from petalite.data.workers import in_order, usable_workers
 from petalite.errors import PetaliteError
 
+if TYPE_CHECKING:
+    import torch
+
 _T = TypeVar("_T")
 # a batch to read: images, each with the seed of its augmentation
 _Job: TypeAlias = "list[tuple[str | Stored, int]]"
-# what a worker sends: positions in the job and pixels of the images that could be read, (position, message) of the
-# others. NumPy arrays travel through a pipe; tensors would go through /dev/shm, which containers limit to 64 MB
-_Parcel: TypeAlias = "tuple[np.ndarray, np.ndarray, list[tuple[int, str]]]"
+
+
+class Parcel(NamedTuple):
+    """What a worker sends: the images of a batch that could be read, and why the others could not.
+
+    Arrays travel through a pipe; tensors would go through /dev/shm, which containers limit to 64 MB.
+    """
+
+    indices: NDArray[np.int64]  # (n,): positions in the job
+    pixels: Pixels  # (n, 3, H, W)
+    errors: list[tuple[int, str]]  # (position in the job, one line)
 
 
 @dataclass
 class Batch:
-    """The images of a batch that could be read, and why the others could not."""
+    """The same as tensors."""
 
     indices: torch.Tensor  # int64, (n,): positions in the list of images
     pixels: torch.Tensor  # uint8, (n, 3, H, W)
@@ -70,10 +82,20 @@ def read_batches(
     Lists are taken a few ahead of the batch that is asked for, so that they need not all exist. `workers` and errors as
     for `load_batches`.
     """
+    import torch
+
+    for indices, pixels, errors in read_parcels(lists, preprocess, workers):
+        yield Batch(torch.from_numpy(indices), torch.from_numpy(pixels), errors)
+
+
+def read_parcels(
+    lists: Iterable[Sequence[str | Stored]], preprocess: Preprocess, workers: int | None = None
+) -> Iterator[Parcel]:
+    """What `read_batches` gives, as arrays."""
     augment = Augment(preprocess, policy="none")
     jobs = ([(source, 0) for source in sources] for sources in lists)
-    for _, (indices, pixels, errors) in _parcels(augment, jobs, workers):
-        yield Batch(torch.from_numpy(indices), torch.from_numpy(pixels), errors)
+    for _, parcel in _parcels(augment, jobs, workers):
+        yield parcel
 
 
 def train_batches(
@@ -89,6 +111,8 @@ def train_batches(
     `seeds[i]` is the seed of the augmentation of the i-th image read, so that a caller who resumes passes the rest of
     both lists and gets the rest of the same batches. Raises PetaliteError naming the first file that cannot be read.
     """
+    import torch
+
     if len(order) != len(seeds):
         raise ValueError(f"train_batches needs a seed for each of the {len(order)} images, not {len(seeds)}")
     if augment.policy != "none":
@@ -110,7 +134,7 @@ def in_parts(items: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:
         yield items[start : start + size]
 
 
-def _parcels(augment: Augment, jobs: Iterable[_Job], workers: int | None) -> Iterator[tuple[_Job, _Parcel]]:
+def _parcels(augment: Augment, jobs: Iterable[_Job], workers: int | None) -> Iterator[tuple[_Job, Parcel]]:
     read = partial(_read, augment)
     workers = usable_workers(workers)
     if workers == 0:
@@ -120,7 +144,7 @@ def _parcels(augment: Augment, jobs: Iterable[_Job], workers: int | None) -> Ite
         yield job, _one_by_one(augment, job) if parcel is None else parcel
 
 
-def _read(augment: Augment, job: _Job) -> _Parcel:
+def _read(augment: Augment, job: _Job) -> Parcel:
     height, width = augment.preprocess.size
     pixels = np.empty((len(job), 3, height, width), dtype=np.uint8)
     indices: list[int] = []
@@ -131,9 +155,9 @@ def _read(augment: Augment, job: _Job) -> _Parcel:
         except ImageError as error:
             errors.append((index, str(error)))
             continue
-        pixels[len(indices)] = augment(image, seed).numpy()
+        pixels[len(indices)] = augment.pixels(image, seed)
         indices.append(index)
-    return np.array(indices, dtype=np.int64), pixels[: len(indices)], errors
+    return Parcel(np.array(indices, dtype=np.int64), pixels[: len(indices)], errors)
 
 
 def _image(source: str | Stored) -> Image.Image:
@@ -146,7 +170,7 @@ def _image(source: str | Stored) -> Image.Image:
         raise ImageError(f"{source}: {error}") from error
 
 
-def _one_by_one(augment: Augment, job: _Job) -> _Parcel:
+def _one_by_one(augment: Augment, job: _Job) -> Parcel:
     """What is left of a batch that ended the process that read it: each image is read in a process of its own."""
     found: list[np.ndarray] = []
     indices: list[int] = []
@@ -161,4 +185,4 @@ def _one_by_one(augment: Augment, job: _Job) -> _Parcel:
         errors += [(index, message) for _, message in problems]
     height, width = augment.preprocess.size
     together = np.concatenate(found) if found else np.empty((0, 3, height, width), dtype=np.uint8)
-    return np.array(indices, dtype=np.int64), together, errors
+    return Parcel(np.array(indices, dtype=np.int64), together, errors)

@@ -6,6 +6,7 @@ The geometry (resize, crop) works on the PIL image and gives uint8, so that batc
     preprocess = Preprocess.from_config(json.loads((checkpoint / "config.json").read_text()))
     pixels = preprocess(decode("photo.jpg"))           # uint8, (3, H, W)
     x = preprocess.normalize(pixels[None])             # float32, (1, 3, H, W)
+    array = preprocess.pixels(decode("photo.jpg"))     # the same pixels in NumPy, for who does without PyTorch
 """
 
 from __future__ import annotations
@@ -14,13 +15,19 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from petalite.errors import PetaliteError, did_you_mean
+
+if TYPE_CHECKING:
+    import torch
+
+#: uint8 (3, H, W), or a batch of them.
+Pixels: TypeAlias = "NDArray[np.uint8]"
 
 INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
@@ -114,6 +121,10 @@ class Preprocess:
         """An RGB image -> uint8 tensor (3, H, W), equal to timm's evaluation transform before its ToTensor."""
         return to_pixels(self.cut(image))
 
+    def pixels(self, image: Image.Image) -> Pixels:
+        """What a call gives, as an array."""
+        return as_array(self.cut(image))
+
     def cut(self, image: Image.Image) -> Image.Image:
         """An RGB image, resized and cropped to the model's input size."""
         target = (math.floor(self.size[0] / self.crop_pct), math.floor(self.size[1] / self.crop_pct))
@@ -124,7 +135,7 @@ class Preprocess:
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
         """uint8 (N, 3, H, W) -> float32 (N, 3, H, W) on the same device, equal to timm's ToTensor + Normalize."""
         mean, std = _per_channel(self.mean, pixels.device), _per_channel(self.std, pixels.device)
-        return pixels.to(torch.float32).div_(255).sub_(mean).div_(std)
+        return pixels.float().div_(255).sub_(mean).div_(std)
 
     def _scaled(self, height: int, width: int, target: tuple[int, int]) -> tuple[int, int]:
         """The size to scale to before the crop, with timm's own rounding in each case."""
@@ -155,10 +166,19 @@ class Preprocess:
 @lru_cache(maxsize=32)
 def _per_channel(values: tuple[float, float, float], device: torch.device) -> torch.Tensor:
     """`values` as (1, 3, 1, 1) on `device`, copied there once: a copy for each batch would make the host wait."""
+    import torch
+
     with torch.inference_mode(False):  # kept, and so it may be used outside of inference too
         return torch.tensor(values, device=device).view(1, 3, 1, 1)
 
 
 def to_pixels(image: Image.Image) -> torch.Tensor:
     """An RGB image -> uint8 tensor (3, H, W), contiguous."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+    import torch
+
+    return torch.from_numpy(as_array(image))
+
+
+def as_array(image: Image.Image) -> Pixels:
+    """An RGB image -> uint8 (3, H, W), contiguous."""
+    return np.asarray(image).transpose(2, 0, 1).copy()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import warnings
 from collections import deque
@@ -23,8 +24,6 @@ from itertools import chain, islice
 from multiprocessing import connection
 from multiprocessing.context import BaseContext
 from typing import Any, TypeVar
-
-import torch
 
 from petalite.errors import PetaliteError
 
@@ -116,7 +115,8 @@ def _begin(work: Callable[[Any], Any]) -> None:
     global _work
     _work = work
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started it is interrupted too, and ends it
-    torch.set_num_threads(1)
+    if torch := sys.modules.get("torch"):  # no work that does without it waits for its import
+        torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -143,7 +143,8 @@ def worker_context() -> BaseContext:
     (a few seconds the first time).
     """
     methods = multiprocessing.get_all_start_methods()
-    if "fork" in methods and not torch.cuda.is_initialized():
+    torch = sys.modules.get("torch")
+    if "fork" in methods and not (torch and torch.cuda.is_initialized()):
         return multiprocessing.get_context("fork")
     if "forkserver" in methods:
         context = multiprocessing.get_context("forkserver")

@@ -11,17 +11,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
-import torch
-from torch import Tensor, nn
+import numpy as np
+from numpy.typing import NDArray
 
 from petalite.data.images import ImageSource, decode
-from petalite.data.preprocess import Preprocess
-from petalite.engine.several import Several
-from petalite.engine.stream import stream
+from petalite.data.preprocess import Pixels, Preprocess
 from petalite.errors import PetaliteError
 
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+#: float32 (N, classes).
+Logits: TypeAlias = "NDArray[np.float32]"
 _BATCH = 32
 
 
@@ -39,24 +43,12 @@ class Runner(Protocol):
         """What was chosen and what is held, as JSON values."""
 
 
-class PlainModule:
-    """timm's model with each layer as its format builds it: the reference that engines are held against."""
+@runtime_checkable
+class ArrayRunner(Protocol):
+    """A runner that has no need of tensors."""
 
-    def __init__(self, model: nn.Module, preprocess: Preprocess, dtype: torch.dtype, device: torch.device) -> None:
-        self.model, self.preprocess, self.dtype, self.device = model, preprocess, dtype, device
-
-    @torch.inference_mode()
-    def forward(self, pixels: Tensor) -> Tensor:
-        """As `Runner.forward`."""
-        pixels = pixels.to(self.device, non_blocking=True)
-        if pixels.dtype == torch.uint8:
-            pixels = self.preprocess.normalize(pixels)
-        logits: Tensor = self.model(pixels.to(self.dtype))
-        return logits
-
-    def report(self) -> dict[str, Any]:
-        """Nothing is chosen here."""
-        return {}
+    def answers(self, pixels: NDArray[Any]) -> Logits:
+        """As `Runner.forward`, of an array and as one."""
 
 
 @dataclass(frozen=True)
@@ -110,20 +102,22 @@ class Classifier:
     @property
     def model(self) -> nn.Module:
         """timm's module. Raises PetaliteError where an engine runs instead."""
+        from petalite.engine.module import PlainModule
+
         if not isinstance(self.runner, PlainModule):
             raise PetaliteError(f"the {self.info.engine} engine has no module to look into; load with engine='module'")
         return self.runner.model
 
-    @torch.inference_mode()
     def forward(self, batch: Tensor) -> Tensor:
         """Logits (N, classes) on the device, not synchronized: this is what is timed.
 
         batch: uint8 pixels (N, 3, H, W) as `preprocess` gives them, or floating point already normalized.
         """
-        if batch.ndim != 4 or tuple(batch.shape[1:]) != (3, *self.info.image_size):
-            height, width = self.info.image_size
-            raise PetaliteError(f"a batch must be (N, 3, {height}, {width}), got {tuple(batch.shape)}")
-        return self.runner.forward(batch)
+        import torch
+
+        self._check(batch.shape)
+        with torch.inference_mode():
+            return self.runner.forward(batch)
 
     def logits(self, batch: Tensor) -> Tensor:
         """Logits (N, classes) in float32 on the CPU; `batch` as in `forward`."""
@@ -131,9 +125,22 @@ class Classifier:
 
     def stream(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
         """Logits as `logits` gives them for each batch, in order, while the next ones are read and copied to the GPU."""
+        from petalite.engine.several import Several
+        from petalite.engine.stream import stream
+
         if isinstance(self.runner, Several):
             return self.runner.stream(batches)
         return stream(self.forward, batches, self.device)
+
+    def stream_arrays(self, batches: Iterable[Pixels]) -> Iterator[Logits]:
+        """What `stream` gives, of arrays and as arrays; where the engine needs no PyTorch, neither does this."""
+        if isinstance(self.runner, ArrayRunner):
+            yield from map(self._answers, batches)
+            return
+        import torch
+
+        for logits in self.stream(torch.from_numpy(batch) for batch in batches):
+            yield logits.numpy()
 
     def report(self) -> dict[str, Any]:
         """What the engine has chosen and recorded so far, as JSON values: kernels by shape, graphs, memory."""
@@ -149,17 +156,46 @@ class Classifier:
         sources: Sequence[Any] = [images] if _is_single(images) else list(images)  # type: ignore[arg-type]
         answers: list[list[Prediction]] = []
         for start in range(0, len(sources), _BATCH):
-            pixels = torch.stack([self.preprocess(decode(source)) for source in sources[start : start + _BATCH]])
-            answers += self.named(self.logits(pixels), top_k)
+            pixels = np.stack([self.preprocess.pixels(decode(source)) for source in sources[start : start + _BATCH]])
+            answers += self.named(self._answers(pixels), top_k)
         return answers
 
-    def named(self, logits: Tensor, top_k: int = 5) -> list[list[Prediction]]:
-        """The `top_k` most likely classes for each row of logits (N, classes)."""
-        scores, indices = logits.softmax(dim=-1).topk(min(top_k, logits.shape[-1]), dim=-1)
+    def named(self, logits: Tensor | Logits, top_k: int = 5) -> list[list[Prediction]]:
+        """The `top_k` most likely classes for each row of logits (N, classes), which lie on the CPU; of equals the first."""
         return [
-            [Prediction(self.classes[index], index, score) for index, score in zip(*row, strict=True)]
-            for row in zip(indices.tolist(), scores.tolist(), strict=True)
+            [Prediction(self.classes[index], index, float(scores[index])) for index in most_likely(scores, top_k)]
+            for scores in softmax(np.asarray(logits, np.float32))
         ]
+
+    def _answers(self, pixels: Pixels) -> Logits:
+        if isinstance(self.runner, ArrayRunner):
+            self._check(pixels.shape)
+            return self.runner.answers(pixels)
+        import torch
+
+        logits: Logits = self.logits(torch.from_numpy(pixels)).numpy()
+        return logits
+
+    def _check(self, shape: Sequence[int]) -> None:
+        if len(shape) != 4 or tuple(shape[1:]) != (3, *self.info.image_size):
+            height, width = self.info.image_size
+            raise PetaliteError(f"a batch must be (N, 3, {height}, {width}), got {tuple(shape)}")
+
+
+def softmax(logits: Logits) -> Logits:
+    """Probabilities of each row of (N, classes)."""
+    powers: Logits = np.exp(logits - logits.max(axis=1, keepdims=True))
+    powers /= powers.sum(axis=1, keepdims=True)
+    return powers
+
+
+def most_likely(scores: Logits, count: int) -> list[int]:
+    """The indices of the `count` largest of scores (classes,), the largest first; of equals the first."""
+    count = min(count, len(scores))
+    least = np.partition(scores, len(scores) - count)[len(scores) - count]
+    found = np.flatnonzero(~(scores < least))  # with those that are no number, should there be any
+    chosen: list[int] = found[np.argsort(-scores[found], kind="stable")][:count].tolist()
+    return chosen
 
 
 def _is_single(images: object) -> bool:

@@ -6,7 +6,8 @@
 
 A graph is compiled for one batch size, some tenths of a second each, when it is first needed, and kept on disk: one for
 single images and one for eight at once, into which any other number is divided. On more cores batches are spread over
-streams. What compiling needs (the expanded weights, several times what is multiplied) is made for it and dropped.
+streams. What compiling needs (the expanded weights, several times what is multiplied) is made for it and dropped; only
+then is PyTorch imported, so that a checkpoint whose graphs are on disk runs without it (`petalite.engine.start`).
 """
 
 from __future__ import annotations
@@ -14,23 +15,25 @@ from __future__ import annotations
 import threading
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
-from petalite.checkpoint import Checkpoint
-from petalite.data.preprocess import Preprocess
 from petalite.engine.openvino_cache import CompiledCache, Kept, fingerprint
-from petalite.engine.openvino_graph import Graph
 from petalite.engine.openvino_runtime import core, ov
 from petalite.engine.processor import Processor, this_processor
 from petalite.engine.threads import usable_threads
-from petalite.engine.weights import Network, read_network
 from petalite.errors import PetaliteError
-from petalite.merging import merge_problems
 from petalite.plan import in_block
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from petalite.checkpoint import Checkpoint
+    from petalite.engine.openvino_graph import Graph
+    from petalite.engine.weights import Network
 
 #: Images that one pass of the wide graph takes, and from how many on it is quicker to fill up than single images.
 WIDE, _WORTH = 8, 6
@@ -46,6 +49,10 @@ def open_on_cpu(
 
     Raises PetaliteError as OnCpu does, and for a model with what `unsupported` names.
     """
+    from petalite.data.preprocess import Preprocess
+    from petalite.engine.weights import read_network
+    from petalite.merging import merge_problems
+
     if problems := merge_problems(checkpoint.plan, checkpoint.skeleton()):
         raise PetaliteError(problems[0].removeprefix("plan.json: "))
     processor = processor or this_processor()
@@ -53,7 +60,7 @@ def open_on_cpu(
     spanned = sum(name in checkpoint.plan.activations for name in inside)
     return OnCpu(
         lambda: read_network(checkpoint), compute, threads, processor,
-        image_size=Preprocess.from_config(checkpoint.config).size, products=len(inside), spanned=spanned,
+        image_size=Preprocess.from_config(checkpoint.config).size, scales=_scales(compute, len(inside), spanned),
         cache=CompiledCache(fingerprint(checkpoint, compute, processor)),
     )  # fmt: skip
 
@@ -61,9 +68,10 @@ def open_on_cpu(
 def on_cpu(network: Network, compute: str, threads: int | None = None, processor: Processor | None = None) -> OnCpu:
     """The engine for a network, nothing kept on disk. Raises PetaliteError as OnCpu does."""
     layers = list(network.linears())
+    scales = _scales(compute, len(layers), sum(layer.span is not None for layer in layers))
     return OnCpu(
         lambda: network, compute, threads, processor or this_processor(), image_size=network.shape.image_size,
-        products=len(layers), spanned=sum(layer.span is not None for layer in layers), cache=None,
+        scales=scales, cache=None,
     )  # fmt: skip
 
 
@@ -71,8 +79,7 @@ class OnCpu:
     """A network on this machine's cores, in one precision: fp32, bf16, or int8 (layers without a range then in plain).
 
     network: makes it, whenever a graph has to be compiled. threads: how many cores work; None for those that this
-    process may use. products, spanned: how many layers the blocks have, and how many of them a range of their inputs.
-    Raises PetaliteError for threads below 1, and for int8 where no layer has a range.
+    process may use. scales: how inputs of 8-bit products get theirs, in words. Raises PetaliteError for threads below 1.
     """
 
     def __init__(
@@ -83,22 +90,25 @@ class OnCpu:
         processor: Processor,
         *,
         image_size: tuple[int, int],
-        products: int,
-        spanned: int,
+        scales: str | None,
         cache: CompiledCache | None,
     ) -> None:
         self.compute, self.processor, self.image_size = compute, processor, image_size
-        self.device = torch.device("cpu")
+        self.scales, self.cache = scales, cache
         self.threads = usable_threads(threads)
         self.streams = max(1, self.threads // _CORES_A_STREAM)
-        if compute == "int8" and not spanned:
-            raise PetaliteError(NEEDS_RANGES)
-        self.scales = _scales(products, spanned) if compute == "int8" else None
-        self._network, self._cache = network, cache
-        self._requests: dict[tuple[int, bool], list[Any]] = {}
+        self._network = network
+        self._requests: dict[tuple[int, bool], list[_Request]] = {}
         self._cached: list[int] = []
         self._kept: list[Kept] = []
         self._lock = threading.Lock()
+
+    @property
+    def device(self) -> torch.device:
+        """The CPU."""
+        import torch
+
+        return torch.device("cpu")
 
     @property
     def plain(self) -> str:
@@ -122,28 +132,27 @@ class OnCpu:
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Logits float32 (B, classes) of pixels (B, 3, H, W): uint8, or floating point and normalized."""
-        normalized = pixels.dtype != torch.uint8
-        values = (pixels.float() if normalized else pixels).contiguous().cpu().numpy()
-        parts = portions(len(values))
-        answers: list[Any] = []
+        import torch
+
+        return torch.from_numpy(self.answers((pixels.float() if pixels.is_floating_point() else pixels).cpu().numpy()))
+
+    def answers(self, pixels: NDArray[Any]) -> NDArray[np.float32]:
+        """What `forward` gives, of an array and as one."""
+        normalized = pixels.dtype != np.uint8
+        parts = portions(len(pixels))
+        answers: list[NDArray[np.float32]] = []
         with self._lock:  # a request holds its own input and output
-            wide = [(start, stop) for start, stop, batch in parts if batch == WIDE]
-            if wide:
-                answers += self._spread(self._compiled(WIDE, normalized), wide, values)
-            for start, stop, batch in parts:
-                if batch == 1:
-                    request = self._compiled(1, normalized)[0]
-                    request.set_input_tensor(ov.Tensor(values[start:stop]))
-                    request.infer()
-                    answers.append(request.get_output_tensor().data.copy())
-        if not answers:  # a batch of none still has classes
-            return torch.empty(0, self._compiled(1, normalized)[0].get_output_tensor().shape[1])
-        return torch.from_numpy(np.concatenate(answers))
+            for batch in (WIDE, 1):
+                if of_batch := [pixels[start:stop] for start, stop, size in parts if size == batch]:
+                    answers += _spread(self._compiled(batch, normalized), of_batch)
+            if not answers:  # a batch of none still has classes
+                return np.empty((0, self._compiled(1, normalized)[0].logits.shape[1]), np.float32)
+        return answers[0] if len(answers) == 1 else np.concatenate(answers)
 
     def timed_nodes(self, pixels: Tensor, passes: int = 5) -> list[tuple[str, str, float]]:
         """What a pass over a batch consists of: (name, OpenVINO's type, milliseconds) of each node, its mean over
         `passes`. The batch has a graph of its own for this, which counts and is not kept."""
-        normalized = pixels.dtype != torch.uint8
+        normalized = pixels.is_floating_point()
         graph = self._graph().model(len(pixels), normalized=normalized)
         compiled = core().compile_model(graph, "CPU", {**self._settings(1), "PERF_COUNT": True})
         request = compiled.create_infer_request()
@@ -156,23 +165,7 @@ class OnCpu:
                 taken[node.node_name, node.node_type] += 1e3 * node.real_time.total_seconds() / passes
         return [(name, kind, milliseconds) for (name, kind), milliseconds in taken.items() if milliseconds]
 
-    def _spread(self, requests: list[Any], parts: list[tuple[int, int]], values: Any) -> list[Any]:
-        """Passes of the wide graph, as many at once as there are streams."""
-        answers = []
-        for index in range(0, len(parts), len(requests)):
-            running = list(zip(parts[index : index + len(requests)], requests, strict=False))
-            for (start, stop), request in running:
-                part = values[start:stop]
-                if len(part) < WIDE:  # filled up with what is already there
-                    part = np.concatenate([part, np.repeat(part[-1:], WIDE - len(part), axis=0)])
-                request.set_input_tensor(ov.Tensor(part))
-                request.start_async()
-            for (start, stop), request in running:
-                request.wait()
-                answers.append(request.get_output_tensor().data[: stop - start].copy())
-        return answers
-
-    def _compiled(self, batch: int, normalized: bool) -> list[Any]:
+    def _compiled(self, batch: int, normalized: bool) -> list[_Request]:
         """A request for each stream of the graph for a batch, compiled when it is first asked for."""
         known = self._requests.get((batch, normalized))
         if known is not None:
@@ -180,20 +173,22 @@ class OnCpu:
         streams = 1 if batch == 1 else self.streams
         settings = self._settings(streams)
         name = f"{batch}{'-normalized' if normalized else ''}"
-        kept = None if self._cache is None else self._cache.load(name, settings)
+        kept = None if self.cache is None else self.cache.load(name, settings)
         if kept is not None:
             self._kept.append(kept)
             self._cached.append(batch)
             compiled = kept.compiled
         else:
             compiled = core().compile_model(self._graph().model(batch, normalized=normalized), "CPU", settings)
-            if self._cache is not None:
-                self._cache.keep(name, compiled)
-        requests = [compiled.create_infer_request() for _ in range(streams)]
+            if self.cache is not None:
+                self.cache.keep(name, compiled)
+        requests = [_Request(compiled) for _ in range(streams)]
         self._requests[batch, normalized] = requests
         return requests
 
     def _graph(self) -> Graph:
+        from petalite.engine.openvino_graph import Graph
+
         return Graph(self._network(), quantized=self.compute == "int8", reduced=self.processor.reduced)
 
     def _settings(self, streams: int) -> dict[str, Any]:
@@ -206,6 +201,37 @@ class OnCpu:
         }
 
 
+class _Request:
+    """One pass at a time of a compiled graph. pixels, logits: its own input and output, which OpenVINO reads and writes."""
+
+    def __init__(self, compiled: Any) -> None:
+        self._request = compiled.create_infer_request()
+        self.pixels: NDArray[Any] = self._request.get_input_tensor().data
+        self.logits: NDArray[np.float32] = self._request.get_output_tensor().data
+
+    def start(self, part: NDArray[Any]) -> None:
+        """Begin with a part of the graph's batch, filled up with its last image."""
+        self.pixels[: len(part)] = part
+        self.pixels[len(part) :] = part[-1]
+        self._request.start_async()
+
+    def wait(self, count: int) -> NDArray[np.float32]:
+        """The logits of the first `count` images."""
+        self._request.wait()
+        return self.logits[:count].copy()
+
+
+def _spread(requests: list[_Request], parts: list[NDArray[Any]]) -> list[NDArray[np.float32]]:
+    """Logits of each part, as many passes at once as there are requests."""
+    answers = []
+    for index in range(0, len(parts), len(requests)):
+        running = list(zip(parts[index : index + len(requests)], requests, strict=False))
+        for part, request in running:
+            request.start(part)
+        answers += [request.wait(len(part)) for part, request in running]
+    return answers
+
+
 def portions(count: int) -> list[tuple[int, int, int]]:
     """How `count` images are divided: (start, stop, the graph's batch size) of each pass."""
     parts = [(start, start + WIDE, WIDE) for start in range(0, count - WIDE + 1, WIDE)]
@@ -215,6 +241,14 @@ def portions(count: int) -> list[tuple[int, int, int]]:
     return [*parts, *((index, index + 1, 1) for index in range(start, count))]
 
 
-def _scales(products: int, spanned: int) -> str:
-    """How inputs of products get their scales, in words."""
+def _scales(compute: str, products: int, spanned: int) -> str | None:
+    """How inputs of 8-bit products get their scales, in words; None where there are no such products.
+
+    products, spanned: how many layers the blocks have, and how many of them a range of their inputs. Raises PetaliteError
+    for int8 where no layer has one.
+    """
+    if compute != "int8":
+        return None
+    if not spanned:
+        raise PetaliteError(NEEDS_RANGES)
     return "static" if spanned == products else f"static in {spanned} of {products} products, the others are plain"

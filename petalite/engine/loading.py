@@ -1,5 +1,7 @@
 """From a checkpoint to a classifier: on which device, by which engine, in which precision, and why.
 
+`petalite.engine.load` comes here for every checkpoint that the CPU engine does not know yet.
+
 classifier = load("runs/demo/checkpoints/nf4")                       # a GPU: the fused engine; a CPU: OpenVINO
 classifier = load("runs/demo/checkpoints/nf4", engine="module")      # bitsandbytes' layers in timm's model, anywhere
 classifier.info.engine, classifier.info.why
@@ -23,11 +25,13 @@ from petalite.checkpoint import Checkpoint, read_checkpoint
 from petalite.console import warn
 from petalite.data.preprocess import Preprocess
 from petalite.device import capability_of, resolve_device, unavailable_compute
+from petalite.engine.attending import OWN_ATTENTION
 from petalite.engine.choice import Choice, choose_compute, choose_module_compute, stored_format
-from petalite.engine.classifier import Classifier, Info, PlainModule, Runner
-from petalite.engine.cuda import OWN_ATTENTION, Fused
+from petalite.engine.classifier import Classifier, Info, Runner
+from petalite.engine.cuda import Fused
 from petalite.engine.expanded import CODES
 from petalite.engine.graphs import Graphs
+from petalite.engine.module import PlainModule
 from petalite.engine.processor import COMPUTES as CPU_COMPUTES
 from petalite.engine.processor import choose_on_cpu, this_processor
 from petalite.engine.several import Several, device_names
@@ -62,15 +66,7 @@ def load(
     threads: int | None = None,
     engine: str = "auto",
 ) -> Classifier:
-    """Load a checkpoint folder of any format and make it ready to run.
-
-    device: auto, cpu, cuda, cuda:N; cuda:all and cuda:0,1 spread batches over several GPUs. attention: auto, math, sdpa,
-    fa2, efficient, cudnn, petalite (the fused engine's own). compute: auto, fp32, fp16, bf16, int8, fp8.
-    threads: how many of a CPU's cores work (None: those that this process may use). engine: auto, fused (NVIDIA GPUs),
-    openvino (CPUs), module.
-    Raises PetaliteError for a damaged checkpoint, and for a device, format, attention, compute or engine that cannot run
-    here.
-    """
+    """What `petalite.engine.load` gives, as it says, from the checkpoint itself."""
     if threads is not None:
         if threads < 1:
             raise PetaliteError(f"threads must be at least 1, got {threads}")

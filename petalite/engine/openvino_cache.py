@@ -16,18 +16,21 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from petalite import __version__
-from petalite.checkpoint import Checkpoint
 from petalite.engine.openvino_runtime import core, ov
 from petalite.engine.processor import Processor
 from petalite.errors import PetaliteError
 from petalite.files import atomic, cache_dir
+
+if TYPE_CHECKING:
+    from petalite.checkpoint import Checkpoint
 
 #: Bytes that all files together may take.
 LIMIT = 4 << 30
@@ -50,6 +53,12 @@ def _bytes_of(tensor: Any) -> Any:
     return tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
+def used(path: Path) -> None:
+    """Note that a file of the cache was read, so that it stays when others have to go. A read-only cache is none the worse."""
+    with suppress(OSError):
+        os.utime(path)
+
+
 @dataclass(frozen=True)
 class Kept:
     """A compiled graph and the mapped file that its weights lie in, which has to live as long as it is used."""
@@ -70,7 +79,7 @@ class CompiledCache:
         path = self._path(graph)
         try:
             mapped = np.memmap(path, np.uint8, "c")  # OpenVINO takes no array that is read-only
-            os.utime(path)
+            used(path)
             return Kept(core().import_model(ov.Tensor(mapped, shared_memory=True), "CPU", dict(settings)), mapped)
         except OSError:  # there is none, or the folder cannot be read
             return None
@@ -92,7 +101,8 @@ class CompiledCache:
         return self.folder / f"{self.name}-{graph}.blob"
 
     def _make_room(self) -> None:
-        files = sorted(self.folder.glob("*.blob"), key=lambda path: path.stat().st_mtime, reverse=True)
+        files = [*self.folder.glob("*.blob"), *self.folder.glob("*.json")]  # and what `petalite.engine.start` keeps
+        files.sort(key=lambda path: path.stat().st_mtime, reverse=True)
         total = 0
         for path in files:
             total += path.stat().st_size

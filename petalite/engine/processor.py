@@ -15,11 +15,12 @@ import platform
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from petalite.engine.choice import Choice
 from petalite.errors import PetaliteError, did_you_mean
-from petalite.formats import get_format
-from petalite.plan import MIXED
+
+if TYPE_CHECKING:
+    from petalite.engine.choice import Choice
 
 COMPUTES = ("fp32", "bf16", "int8")
 _CPUINFO = Path("/proc/cpuinfo")
@@ -86,6 +87,10 @@ def choose_on_cpu(name: str, format: str, calibrated: bool, processor: Processor
     name: what was asked for, `auto` or one of COMPUTES. calibrated: whether its plan has the ranges of its inputs.
     Raises PetaliteError for an unknown name, and for int8 without ranges.
     """
+    from petalite.engine.choice import Choice
+    from petalite.formats import get_format
+    from petalite.plan import MIXED
+
     if name != "auto":
         if name not in COMPUTES:
             known = ", ".join(("auto", *COMPUTES))

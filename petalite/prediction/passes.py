@@ -14,12 +14,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path, PurePath
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from petalite.data.loader import Batch, read_batches
+from petalite.data.loader import Parcel, read_parcels
+from petalite.data.preprocess import Pixels
 from petalite.data.samples import Stored
 from petalite.engine import Classifier
+from petalite.engine.classifier import Logits
 from petalite.prediction.rows import Row, class_folders, row, rows_of
 from petalite.prediction.shards import Item
 from petalite.prediction.sources import Unit
@@ -34,8 +35,8 @@ def predicted(
     """
     folders = class_folders(Path(classifier.info.checkpoint), classifier)
     sent: deque[tuple[int, Sequence[Item]]] = deque()  # batches that are being read
-    read: deque[tuple[int, Sequence[Item], Batch]] = deque()  # batches whose logits are still to come
-    nothing = torch.zeros(1, 3, *classifier.preprocess.size, dtype=torch.uint8)
+    read: deque[tuple[int, Sequence[Item], Parcel]] = deque()  # batches whose logits are still to come
+    nothing = np.zeros((1, 3, *classifier.preprocess.size), np.uint8)
 
     def lists() -> Iterator[list[str | Stored]]:
         for number, unit in units:
@@ -44,19 +45,19 @@ def predicted(
                 sent.append((number, batch))
                 yield [item.source for item in batch]
 
-    def pixels() -> Iterator[Tensor]:
-        for batch in read_batches(lists(), classifier.preprocess, workers):
+    def pixels() -> Iterator[Pixels]:
+        for batch in read_parcels(lists(), classifier.preprocess, workers):
             read.append((*sent.popleft(), batch))
             # a batch of which nothing could be read computes a black image, so that each batch has its answer
             yield batch.pixels if len(batch.indices) else nothing
 
-    for logits in classifier.stream(pixels()):
+    for logits in classifier.stream_arrays(pixels()):
         number, items, batch = read.popleft()
         yield number, _rows(classifier, folders, items, batch, logits)
 
 
 def _rows(
-    classifier: Classifier, folders: dict[str, str], items: Sequence[Item], batch: Batch, logits: Tensor
+    classifier: Classifier, folders: dict[str, str], items: Sequence[Item], batch: Parcel, logits: Logits
 ) -> list[Row]:
     """The rows of a batch's items, in order."""
     targets = [target_of(item, folders, classifier.classes) for item in items]

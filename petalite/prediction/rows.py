@@ -9,12 +9,14 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from petalite.engine import Classifier
+from petalite.engine.classifier import Logits
 from petalite.files import atomic, read_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 TOP = 5
 COLUMNS = (
@@ -36,7 +38,9 @@ def row(path: Path | str, target: str, ranked: Sequence[tuple[str, float]] = (),
     return values
 
 
-def rows_of(classifier: Classifier, logits: Tensor, paths: Sequence[Path | str], targets: Sequence[str]) -> list[Row]:
+def rows_of(
+    classifier: Classifier, logits: Tensor | Logits, paths: Sequence[Path | str], targets: Sequence[str]
+) -> list[Row]:
     """A row for each row of logits (N, classes)."""
     return [
         row(path, target, [(prediction.label, prediction.score) for prediction in predictions])

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -47,6 +48,7 @@ def test_equals_timm(noise: Noise, interpolation: str, crop_mode: str, crop_pct:
         pixels = preprocess(image)
         assert pixels.dtype == torch.uint8 and pixels.shape == (3, *size) and pixels.is_contiguous()
         assert torch.equal(pixels, to_uint8(image))
+        assert np.array_equal(preprocess.pixels(image), pixels.numpy())
         assert torch.equal(preprocess.normalize(pixels[None])[0], to_float(image))
 
 

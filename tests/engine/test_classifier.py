@@ -12,6 +12,7 @@ from PIL import Image
 
 from petalite.device import resolve_compute, resolve_device
 from petalite.engine import Classifier, load
+from petalite.engine.classifier import most_likely, softmax
 from petalite.errors import PetaliteError
 from tests.tiny import CLASSES, tiny_checkpoint, tiny_pixels
 
@@ -44,6 +45,17 @@ def test_scores_are_probabilities_in_order(classifier: Classifier) -> None:
     assert scores == sorted(scores, reverse=True)
     assert sum(scores) == pytest.approx(1)
     assert all(CLASSES[prediction.index] == prediction.label for prediction in answer)
+
+
+def test_scores_and_ranks_are_those_of_pytorch() -> None:
+    logits = 4 * torch.randn(5, 40, generator=torch.Generator().manual_seed(0))
+    found = softmax(logits.numpy())
+    _, indices = logits.softmax(-1).topk(7)
+    torch.testing.assert_close(torch.from_numpy(found), logits.softmax(-1))
+    assert [most_likely(row, 7) for row in found] == indices.tolist()
+    assert softmax(np.array([[1e4, -1e4]], np.float32)).tolist() == [[1.0, 0.0]]
+    assert most_likely(np.array([0.1, 0.4, 0.1, 0.4], np.float32), 3) == [1, 3, 0]
+    assert most_likely(np.array([0.5, np.nan, 0.6], np.float32), 9) == [2, 0, 1]
 
 
 def test_pixels_and_normalized_pixels_give_the_same_logits(classifier: Classifier) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from petalite.checkpoint import Checkpoint
 from petalite.engine import cpu, load, loading
-from petalite.engine.classifier import PlainModule
+from petalite.engine.module import PlainModule
 from petalite.errors import PetaliteError
 from petalite.quantization import quantize
 from tests.engine.networks import random_checkpoint

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from petalite.engine import cpu
+from petalite.engine import load, loading, weights
 from petalite.engine.cpu import open_on_cpu
 from petalite.engine.openvino_cache import CompiledCache, fingerprint
 from petalite.engine.processor import this_processor
@@ -26,7 +27,7 @@ def test_a_second_start_reads_no_weights(tmp_path: Path, monkeypatch: pytest.Mon
     first = open_on_cpu(checkpoint, "fp32", 1)
     logits = first.forward(tiny_pixels(9))
     assert first.report()["cached_batches"] == []
-    monkeypatch.setattr(cpu, "read_network", lambda *_: pytest.fail("the compiled graph was not found"))
+    monkeypatch.setattr(weights, "read_network", lambda *_: pytest.fail("the compiled graph was not found"))
     copy = replace(checkpoint, path=tmp_path / "elsewhere")
     second = open_on_cpu(copy, "fp32", 2)  # threads are no part of what is compiled
     torch.testing.assert_close(second.forward(tiny_pixels(9)), logits, rtol=1e-5, atol=1e-6)
@@ -54,7 +55,7 @@ def test_a_damaged_file_is_made_again(tmp_path: Path) -> None:
     path.write_bytes(b"nonsense")
     again = open_on_cpu(checkpoint, "fp32", 1)
     torch.testing.assert_close(again.forward(tiny_pixels(1)), logits)
-    assert again.report()["cached_batches"] == [] and path.stat().st_size == size
+    assert again.report()["cached_batches"] == [] and path.stat().st_size > size / 2  # not to the byte the same
 
 
 def test_the_oldest_make_room_and_a_folder_that_cannot_be_written_is_borne(tmp_path: Path) -> None:
@@ -70,3 +71,16 @@ def test_the_oldest_make_room_and_a_folder_that_cannot_be_written_is_borne(tmp_p
     (tmp_path / "file").write_text("")
     CompiledCache("a", tmp_path / "file").keep("1", Blob())
     assert CompiledCache("a", tmp_path / "file").load("1", {}) is None
+
+
+def test_a_cache_that_can_only_be_read_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError
+
+    folder = tiny_checkpoint(tmp_path / "tiny").path
+    logits = load(folder, "cpu").logits(tiny_pixels(1))
+    monkeypatch.setattr(os, "utime", refused)
+    monkeypatch.setattr(loading, "load", refused)
+    again = load(folder, "cpu")
+    torch.testing.assert_close(again.logits(tiny_pixels(1)), logits)
+    assert again.report()["cached_batches"] == [1]
