@@ -18,7 +18,8 @@ from gpu_candidates import Candidate, Loaded, Materials
 from torch import Tensor
 
 from petalite.errors import PetaliteError
-from petalite.measure.latency import count_forwards, nothing, time_forwards, warm_up
+from petalite.measure.ceilings import quickest_product, wait_for
+from petalite.measure.latency import count_forwards, time_forwards, warm_up
 from petalite.measure.statistics import percentiles
 
 ROUNDS = 5
@@ -63,11 +64,6 @@ class Run:
             wait_for(device)()
         except RuntimeError as lost:
             raise DeviceLost(f"{self.candidate.name}: {self.reason}") from lost
-
-
-def wait_for(device: torch.device) -> Callable[[], object]:
-    """A call that returns when the device is done."""
-    return (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else nothing
 
 
 def load_candidate(candidate: Candidate, materials: Materials) -> Run:
@@ -157,36 +153,18 @@ def product_rates(materials: Materials, rows: int, seconds: float = 0.3) -> dict
     shape: Any = materials.parent.skeleton()
     tokens, block = shape.patch_embed.num_patches + shape.num_prefix_tokens, shape.blocks[0]
     layers = (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2)
-    ways = {"bf16": _bf16, "fp8": _fp8, "int8": _int8}
+    device = materials.device
     found = {}
-    for name, product in ways.items() if materials.device.type == "cuda" else [("bf16", _bf16)]:
+    for name in ("bf16", "fp8", "int8") if device.type == "cuda" else ("bf16",):
         try:
-            took = 0.0
-            for layer in layers:
-                call = product(rows, layer.in_features, layer.out_features, materials.device)
-                warm_up(call, wait_for(materials.device), passes=2, seconds=0.1)
-                took += 1 / count_forwards(call, wait_for(materials.device), seconds=seconds)
-            found[name] = rows / tokens / (len(shape.blocks) * took)
-        except (RuntimeError, NotImplementedError, AttributeError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            print(f"{name} products alone are left out: {reason}", file=sys.stderr)
+            took = [
+                quickest_product(name, rows, layer.in_features, layer.out_features, device, seconds)[1]
+                for layer in layers
+            ]
+            found[name] = rows / tokens / (len(shape.blocks) * sum(took))
+        except RuntimeError as error:
+            print(f"{name} products alone are left out: {error}", file=sys.stderr)
     return found
-
-
-def _bf16(rows: int, inputs: int, outputs: int, device: torch.device) -> Callable[[], object]:
-    a, w = (torch.randn(count, inputs, device=device).bfloat16() for count in (rows, outputs))
-    return lambda: torch.mm(a, w.t())
-
-
-def _fp8(rows: int, inputs: int, outputs: int, device: torch.device) -> Callable[[], object]:
-    a, w = (torch.randn(count, inputs, device=device).to(torch.float8_e4m3fn) for count in (rows, outputs))
-    one = torch.ones((), device=device)
-    return lambda: torch._scaled_mm(a, w.t(), one, one, out_dtype=torch.bfloat16, use_fast_accum=True)
-
-
-def _int8(rows: int, inputs: int, outputs: int, device: torch.device) -> Callable[[], object]:
-    a, w = (torch.randint(-127, 128, (count, inputs), dtype=torch.int8, device=device) for count in (rows, outputs))
-    return lambda: torch._int_mm(a, w.t())
 
 
 def _reserved(device: torch.device, trim: bool = True) -> int:

@@ -1,8 +1,12 @@
-"""Data flows one way: no module imports anything to the right of it, and each stays small and says what it is."""
+"""Data flows one way: no module imports anything to the right of it, and each stays small and says what it is.
+
+`python tests/test_structure.py`, a step of `make lint`, prints every module that breaks a rule, without running a test.
+"""
 
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,7 +27,7 @@ ORDER = (
     ("quantization", "verification"),
     ("engine",),
     ("measure", "evaluation", "ablation", "doctor"),
-    ("results", "report", "prediction", "serve", "export", "compare"),
+    ("results", "report", "prediction", "serve", "export", "compare", "profiling"),
     ("budget",),
     ("study", "speed"),
     ("options", "cli", "__main__"),
@@ -80,28 +84,51 @@ def at_import(tree: ast.Module) -> ast.Module:
     return stripped
 
 
-@pytest.mark.parametrize("path", MODULES, ids=NAMES)
-def test_nothing_imports_to_its_right(path: Path) -> None:
+def against_the_flow(path: Path) -> list[str]:
+    """What a module imports that comes after it."""
     here = room(path)
-    assert here in RANK, f"petalite/{here} is in no row of ORDER: put it where the data reaches it"
+    if here not in RANK:
+        return [f"petalite/{here} is in no row of ORDER: put it where the data reaches it"]
     # the public face, petalite/__init__.py, counts as the last room of all: nothing inside imports through it
     rank = {**RANK, "__version__": 0}
-    later = [other for other in imported_rooms(ast.parse(path.read_text())) if rank.get(other, len(ORDER)) > RANK[here]]
-    assert not later, f"{here} imports {later}, which come after it"
+    rooms = sorted(imported_rooms(ast.parse(path.read_text())))
+    later = [other for other in rooms if rank.get(other, len(ORDER)) > RANK[here]]
+    return [f"{here} imports {other}, which comes after it" for other in later]
+
+
+def heavy_at_import(path: Path) -> list[str]:
+    """Packages that a module imports where its functions should."""
+    early = {name.split(".")[0] for name in imports(at_import(ast.parse(path.read_text())))}
+    forbidden = LATE | {"torch", "timm"} if room(path) == "cli" else LATE
+    return [f"{name} is imported with the module; import it inside the function" for name in sorted(early & forbidden)]
+
+
+def long_or_silent(path: Path) -> list[str]:
+    """Whether a module has grown too long, or does not say what it is."""
+    text = path.read_text()
+    lines = len(text.splitlines())
+    problems = [f"{lines} lines; a file this long probably holds two ideas"] if lines > MAX_LINES else []
+    if not ast.get_docstring(ast.parse(text)):
+        problems.append("a module opens with what it is, why, and an example")
+    return problems
+
+
+RULES = (against_the_flow, heavy_at_import, long_or_silent)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=NAMES)
+def test_nothing_imports_to_its_right(path: Path) -> None:
+    assert against_the_flow(path) == []
 
 
 @pytest.mark.parametrize("path", MODULES, ids=NAMES)
 def test_heavy_packages_are_imported_late(path: Path) -> None:
-    early = {name.split(".")[0] for name in imports(at_import(ast.parse(path.read_text())))}
-    forbidden = LATE | {"torch", "timm"} if room(path) == "cli" else LATE
-    assert not early & forbidden
+    assert heavy_at_import(path) == []
 
 
 @pytest.mark.parametrize("path", MODULES, ids=NAMES)
 def test_a_module_is_small_and_says_what_it_is(path: Path) -> None:
-    text = path.read_text()
-    assert ast.get_docstring(ast.parse(text)), "a module opens with what it is, why, and an example"
-    assert len(text.splitlines()) <= MAX_LINES, "a file this long probably holds two ideas"
+    assert long_or_silent(path) == []
 
 
 def test_the_checks_see_what_they_forbid() -> None:
@@ -110,3 +137,35 @@ def test_the_checks_see_what_they_forbid() -> None:
     tree = ast.parse("\n".join(["from petalite.study import run", late, "import peft", typed]))
     assert imported_rooms(tree) == {"study", "cli"}
     assert set(imports(at_import(tree))) == {"petalite.study.run", "peft"}
+
+
+def test_the_lint_step_says_which_module_breaks_which_rule(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main() == 0
+    monkeypatch.setitem(globals(), "PACKAGE", tmp_path)
+    (tmp_path / "formats").mkdir()
+    (tmp_path / "nowhere.py").write_text('"""A room that is in no row."""\n')
+    broken = tmp_path / "formats" / "nf5.py"
+    broken.write_text("import matplotlib\nfrom petalite import study\n" + "\n" * MAX_LINES)
+    monkeypatch.setitem(globals(), "MODULES", [broken, tmp_path / "nowhere.py"])
+    assert main() == 1
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.partition(": ")[0] for line in printed] == ["petalite/formats/nf5.py"] * 4 + ["petalite/nowhere.py"]
+    assert "formats imports study" in printed[0] and "matplotlib" in printed[1] and "402 lines" in printed[2]
+
+
+def main() -> int:
+    """Print every module that breaks a rule; 1 when there is one."""
+    problems = [
+        f"petalite/{path.relative_to(PACKAGE)}: {problem}"
+        for path in MODULES
+        for rule in RULES
+        for problem in rule(path)
+    ]
+    print("\n".join(problems), end="\n" if problems else "")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -164,25 +164,31 @@ def bench(
 @app.command()
 def profile(
     checkpoint: o.CheckpointPath,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="New folder for profile.json, trace.json and the pictures.", show_default=False),
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Images a forward pass.")] = 1,
     attention: o.Attention = "auto",
     compute: o.Compute = "auto",
     engine: o.Engine = "auto",
     threads: o.Threads = None,
+    force: o.Force = False,
     device: o.Device = "auto",
     as_json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Where the time of a forward pass goes: attention, matrix products, dequantization, the rest; the top kernels.
+    """Where the time of a forward pass goes, by kind, layer and kernel, against what this device can do.
 
-    Example: petalite profile runs/demo/checkpoints/nf4 --batch-size 8
+    Example: petalite profile runs/demo/checkpoints/nf4 --batch-size 8 --out runs/profile
     """
-    from petalite.measure.bench import Variant, profile_table
-    from petalite.measure.bench import profile as profile_variant
+    from petalite.measure.bench import Variant
+    from petalite.profiling.run import dissect
+    from petalite.profiling.text import profile_text
 
     variant = Variant(checkpoint.name, checkpoint, attention, compute, engine)
-    kernels = profile_variant(variant, batch_size, device, threads)
-    result(kernels, as_json, profile_table(kernels))
+    found = dissect(variant, batch_size, device, threads, out=out, force=force)
+    result(found, as_json, profile_text(found))
 
 
 @app.command()
@@ -202,7 +208,10 @@ def predict(
     attention: o.Attention = "auto",
     compute: o.Compute = "auto",
     engine: Annotated[
-        str, typer.Option(help="auto, fused (NVIDIA GPUs) or module (plain PyTorch); ray is short for --on ray.")
+        str,
+        typer.Option(
+            help="auto, fused (NVIDIA GPUs), openvino (CPUs) or module (plain PyTorch); ray is short for --on ray."
+        ),
     ] = "auto",
     on: Annotated[str, typer.Option(help="local, or ray: a Ray cluster, an engine on each GPU.")] = "local",
     batch_size: Annotated[int, typer.Option(help="Images a forward pass.")] = 32,

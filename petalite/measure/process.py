@@ -24,10 +24,20 @@ from typing import Any
 
 from petalite.errors import PetaliteError
 
-#: Runs the worker with its parent's import path and no other (`-m` would put the current folder before it).
-_START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from petalite.measure.worker import main; main()"
+_START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from {} import main; main()"
 #: Torch's profiler writes such lines in the best of health.
 _NOISE = ("USDT:", "ERROR: gpuGetDeviceCount", "WARNING:", "INFO:")
+
+
+def program(module: str) -> list[str]:
+    """The command that runs `main` of a module in a process with this one's import path and no other."""
+    return [
+        sys.executable,
+        "-P",
+        "-c",
+        _START.format(module),
+        json.dumps(sys.path),
+    ]  # -m would put the folder before it
 
 
 class WorkerError(PetaliteError):
@@ -44,12 +54,12 @@ class Worker:
     silence_s: seconds without an answer or a sign of progress after which the process counts as stuck and is ended.
     """
 
-    def __init__(self, program: Sequence[str] | None = None, *, silence_s: float = 900.0) -> None:
+    def __init__(self, command: Sequence[str] | None = None, *, silence_s: float = 900.0) -> None:
         self._silence_s = silence_s
         self._ended: str | None = None
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the process)
         self._process = subprocess.Popen(
-            program or [sys.executable, "-P", "-c", _START, json.dumps(sys.path)],
+            command or program("petalite.measure.worker"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,

@@ -145,7 +145,7 @@ class Session:
             torch.cuda.empty_cache()
 
 
-def serve(load: Callable[..., Any], lines: TextIO, out: TextIO) -> NoReturn:
+def serve(load: Callable[..., Any], lines: TextIO, out: TextIO, session_type: type[Session] = Session) -> NoReturn:
     """Answer commands from `lines` on `out`, for ever: the end of `lines` ends the process."""
     last = time.monotonic()
 
@@ -155,7 +155,7 @@ def serve(load: Callable[..., Any], lines: TextIO, out: TextIO) -> NoReturn:
             last = time.monotonic()
             _write(out, {"progress": True})
 
-    session = Session(load, progress)
+    session = session_type(load, progress)
     commands = _commands(lines)
     while True:
         command = commands.get()
@@ -203,7 +203,7 @@ def _write(out: TextIO, answer: Answer) -> None:
     out.flush()
 
 
-def main(load: Callable[..., Any] | None = None) -> NoReturn:
+def main(load: Callable[..., Any] | None = None, session_type: type[Session] = Session) -> NoReturn:
     """Serve with the engine's `load` (or another, for tests), with stdout kept for answers alone."""
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -212,7 +212,7 @@ def main(load: Callable[..., Any] | None = None) -> NoReturn:
         from petalite.engine import load as engine_load
 
         load = engine_load
-    serve(load, sys.stdin, out)
+    serve(load, sys.stdin, out, session_type)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,122 @@
+"""What a device can do at most, measured on it: products of matrices in each precision, and moving bytes.
+
+    way, seconds = quickest_product("int8", rows=1576, inputs=768, outputs=3072, device=torch.device("cpu"))
+    rate = product_flops(1576, 768, 3072) / seconds         # FLOP/s; for int8 its operations count alike
+    copied_bytes_per_s(torch.device("cpu"))                 # bytes read plus bytes written
+
+No figure is quoted from a data sheet: shares of these ceilings are shares of what the same machine does in the same run.
+A product is the plainest call that PyTorch has for it (cuBLAS on a GPU, oneDNN on a CPU; of two ways the quicker). On a
+CPU its weights come in turn from several copies, as those of a model with many layers do, so that no cache holds them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from petalite.measure.latency import Call, count_forwards, nothing, time_forwards, warm_up
+
+#: Copies of the weights that a CPU multiplies with in turn.
+_COPIES = 8
+#: Passes at least, on a CPU, of which the median counts.
+_SAMPLES = 2 * _COPIES
+_COPIED_BYTES = {"cuda": 1 << 30, "cpu": 1 << 28}
+Ways = dict[str, Call]
+
+
+def product_flops(rows: int, inputs: int, outputs: int) -> float:
+    """Operations of a product (rows, inputs) x (inputs, outputs): a multiplication and an addition each."""
+    return 2.0 * rows * inputs * outputs
+
+
+def quickest_product(
+    precision: str, rows: int, inputs: int, outputs: int, device: torch.device, seconds: float = 0.3
+) -> tuple[str, float]:
+    """The quickest way to multiply (rows, inputs) by (inputs, outputs) here, by name, and its seconds.
+
+    precision: fp32, fp16, bf16, int8 or fp8. Every way is measured for `seconds`. Raises RuntimeError or
+    NotImplementedError, as PyTorch does, where none runs on this device.
+    """
+    found: dict[str, float] = {}
+    refused: Exception | None = None
+    for name, build in _builders(precision, device).items():
+        try:
+            found[name] = _seconds(build(rows, inputs, outputs, device), device, seconds)
+        except (RuntimeError, NotImplementedError, AttributeError) as error:
+            refused = error
+    if not found:
+        reason = (str(refused).strip() or type(refused).__name__).splitlines()[0]
+        raise RuntimeError(f"no product in {precision} runs on {device}: {reason}") from refused
+    best = min(found, key=lambda name: found[name])
+    return best, found[best]
+
+
+def copied_bytes_per_s(device: torch.device, seconds: float = 0.5) -> float:
+    """Bytes read and written a second by a copy far larger than any cache: 1 GiB on a GPU, 256 MiB on a CPU."""
+    source = torch.ones(_COPIED_BYTES[device.type], dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / _seconds(lambda: target.copy_(source), device, seconds)
+
+
+def wait_for(device: torch.device) -> Call:
+    """A call that returns when the device is done."""
+    return (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else nothing
+
+
+def _seconds(call: Call, device: torch.device, seconds: float) -> float:
+    """Of one call: on a GPU queued back to back, on a CPU the median of single ones."""
+    warm_up(call, wait_for(device), passes=2, seconds=min(0.1, seconds))
+    if device.type == "cuda":
+        return 1 / count_forwards(call, wait_for(device), seconds=seconds)
+    return statistics.median(time_forwards(call, nothing, samples=_SAMPLES, seconds=seconds)) / 1e3
+
+
+def _builders(precision: str, device: torch.device) -> dict[str, Callable[[int, int, int, torch.device], Call]]:
+    plain = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+    if precision in plain:
+        return {"torch.mm": lambda *shape: _plain(plain[precision], *shape)}
+    if precision == "fp8":
+        return {"torch._scaled_mm": _fp8}
+    if device.type == "cuda":
+        return {"torch._int_mm": _int8}
+    return {"torch._int_mm": _int8, "onednn.qlinear": _qlinear}
+
+
+def _plain(dtype: torch.dtype, rows: int, inputs: int, outputs: int, device: torch.device) -> Call:
+    a = torch.randn(rows, inputs, device=device).to(dtype)
+    weights = _in_turn(device, lambda: torch.randn(outputs, inputs, device=device).to(dtype))
+    return lambda: torch.mm(a, next(weights).t())
+
+
+def _fp8(rows: int, inputs: int, outputs: int, device: torch.device) -> Call:
+    a, w = (torch.randn(count, inputs, device=device).to(torch.float8_e4m3fn) for count in (rows, outputs))
+    one = torch.ones((), device=device)
+    return lambda: torch._scaled_mm(a, w.t(), one, one, out_dtype=torch.bfloat16, use_fast_accum=True)
+
+
+def _int8(rows: int, inputs: int, outputs: int, device: torch.device) -> Call:
+    a = torch.randint(-127, 128, (rows, inputs), dtype=torch.int8, device=device)
+    weights = _in_turn(device, lambda: torch.randint(-127, 128, (outputs, inputs), dtype=torch.int8, device=device))
+    return lambda: torch._int_mm(a, next(weights).t())
+
+
+def _qlinear(rows: int, inputs: int, outputs: int, device: torch.device) -> Call:
+    """oneDNN's product of codes that scales what it writes, as a quantized layer needs."""
+    ops: Any = torch.ops.onednn
+    x = torch.randint(0, 256, (rows, inputs), dtype=torch.uint8)
+    scales, zeros = torch.ones(outputs), torch.zeros(outputs, dtype=torch.long)
+    weights = _in_turn(
+        device,
+        lambda: ops.qlinear_prepack(torch.randint(-127, 128, (outputs, inputs), dtype=torch.int8), [rows, inputs]),
+    )
+    return lambda: ops.qlinear_pointwise(
+        x, 1.0, 0, next(weights), scales, zeros, None, 1.0, 0, torch.bfloat16, "none", [], ""
+    )
+
+
+def _in_turn(device: torch.device, make: Callable[[], Any]) -> itertools.cycle[Any]:
+    return itertools.cycle([make() for _ in range(_COPIES if device.type == "cpu" else 1)])
