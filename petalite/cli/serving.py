@@ -41,6 +41,9 @@ def serve(
         Path | None, typer.Option(help="Folder of images that the page offers.", show_default=False)
     ] = None,
     log_requests: Annotated[bool, typer.Option("--log-requests", help="Log every request.")] = False,
+    on: Annotated[
+        str, typer.Option(help="local, or ray: workers on a Ray cluster (RAY_ADDRESS, or one started here).")
+    ] = "local",
     attention: o.Attention = "auto",
     compute: o.Compute = "auto",
     engine: o.Engine = "auto",
@@ -63,5 +66,5 @@ def serve(
         checkpoints, started=started, host=host, port=port, max_batch=max_batch, max_wait_ms=max_wait_ms, queue=queue,
         workers=workers, threads=threads, deadline_s=deadline_s, max_body_mb=max_body_mb,
         max_megapixels=max_megapixels, api_key=api_key or None, cors=tuple(o.listed(cors) or ()), samples=samples,
-        log_requests=log_requests, attention=attention, compute=compute, engine=engine, device=device,
+        log_requests=log_requests, attention=attention, compute=compute, engine=engine, device=device, on=on,
     )  # fmt: skip

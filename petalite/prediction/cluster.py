@@ -103,7 +103,7 @@ def run_on_ray(job: Job, parts: Parts, resume: bool, advance: Callable[[int], No
         return Ran(total, None, started)
     info: dict[str, Any] = {}
     # Ray tells of a worker that died on stdout, which is for results
-    with redirect_stdout(sys.stderr), _cluster(ray), _explained(parts):
+    with redirect_stdout(sys.stderr), connected(ray), _explained(parts):
         shape = Shape.of(ray.cluster_resources(), job.device, job.threads)
         engines = min(shape.engines, len(missing))
         say(f"predict: {len(missing):,} parts on {engines} Ray actors of {shape.cores} cores and {shape.gpus} GPUs")
@@ -130,7 +130,7 @@ def run_on_ray(job: Job, parts: Parts, resume: bool, advance: Callable[[int], No
 
 
 @contextmanager
-def _cluster(ray: Any) -> Iterator[None]:
+def connected(ray: Any) -> Iterator[None]:
     """The cluster that this process is connected to, that RAY_ADDRESS names or that runs here, or a new one."""
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)

@@ -58,7 +58,7 @@ def build_app(service: Service, page: Page) -> FastAPI:
 
 
 def _add_predictions(app: FastAPI, service: Service) -> None:
-    @app.post("/predict", responses={**d.PREDICTED, **_REFUSED}, openapi_extra=d.PREDICT)
+    @app.post("/predict", responses={**d.PREDICTED, **_REFUSED}, openapi_extra=d.predict(service.settings.models))
     async def predict(request: Request) -> Response:
         """Classify an image: its bytes, a form with a file, or JSON with base64, as Hugging Face's clients send it."""
         return await service.answer(request, "predict", request.query_params.get("model"))
@@ -69,7 +69,11 @@ def _add_kserve(app: FastAPI, service: Service) -> None:
         description="A model that is served.", json_schema_extra={"enum": list(service.settings.models)}
     )
 
-    @app.post("/v2/models/{model}/infer", responses={**d.INFERRED, **_REFUSED}, openapi_extra=d.INFER)
+    @app.post(
+        "/v2/models/{model}/infer",
+        responses={**d.INFERRED, **_REFUSED},
+        openapi_extra=d.infer(service.settings.max_batch),
+    )
     async def infer(request: Request, model: str = name) -> Response:
         """KServe's inference protocol v2: one BYTES tensor, image, of encoded images; also its binary extension."""
         return await service.answer(request, "infer", model)

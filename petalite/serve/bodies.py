@@ -21,6 +21,8 @@ from petalite.serve.forms import read_form
 from petalite.serve.refusal import Refusal
 
 TOP_K = 5
+#: As many digits as an address may hold.
+MOST_CLASSES = 999_999_999
 _PARAMETERS = ("top_k", "function_to_apply")
 #: Kinds of body that nobody means as an image; whatever else comes is tried as one, whatever it is called.
 _OTHER = ("text/", "video/", "audio/", "application/pdf", "application/xml", "application/zip")
@@ -52,9 +54,17 @@ def read_predict(head: Mapping[str, Any], body: bytes) -> Asked:
 
 def read_top_k(value: object) -> int:
     """A number of classes out of JSON. Raises Refusal."""
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
+    number = read_whole(value)
+    if number is None or not 1 <= number <= MOST_CLASSES:
         raise Refusal(422, "invalid_request", f"top_k must be a whole number of at least 1, got {value!r:.40}")
-    return value
+    return number
+
+
+def read_whole(value: object) -> int | None:
+    """A whole number out of JSON, where 5 and 5.0 are the same; None for anything else."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def read_object(body: bytes) -> dict[str, Any]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
+from petalite.serve.bodies import MOST_CLASSES
 from petalite.serve.refusal import TYPES
 
-_TOP_K = {"type": "integer", "minimum": 1, "maximum": 999_999_999}
-_IMAGE = {"type": "string", "contentMediaType": "application/octet-stream", "minLength": 1}
+_TOP_K = {"type": "integer", "minimum": 1, "maximum": MOST_CLASSES}
+_IMAGE = {"type": "string", "contentMediaType": "image/*", "minLength": 1}
+_IMAGE_TEXT = {"type": "string", "contentMediaType": "image/*", "contentEncoding": "base64", "minLength": 1}
 _PREDICTIONS = {
     "type": "array",
     "items": {
@@ -49,16 +52,9 @@ def answer(description: str, schema: dict[str, Any], media_type: str = "applicat
     return {200: {"description": description, "content": {media_type: {"schema": schema}}}}
 
 
-PREDICT: dict[str, Any] = {
+_PREDICT: dict[str, Any] = {
     "parameters": [
         {"name": "top_k", "in": "query", "required": False, "schema": _TOP_K, "description": "How many classes (5)."},
-        {
-            "name": "model",
-            "in": "query",
-            "required": False,
-            "schema": {"type": "string"},
-            "description": "Which model.",
-        },
     ],
     "requestBody": {
         "required": True,
@@ -69,7 +65,7 @@ PREDICT: dict[str, Any] = {
                 "schema": {
                     "type": "object",
                     "required": ["file"],
-                    "properties": {"file": {"type": "string", "format": "binary"}, "top_k": _TOP_K},
+                    "properties": {"file": {**_IMAGE, "format": "binary"}, "top_k": _TOP_K},
                 }
             },
             "application/json": {
@@ -78,7 +74,7 @@ PREDICT: dict[str, Any] = {
                     "required": ["inputs"],
                     "additionalProperties": False,
                     "properties": {
-                        "inputs": {"type": "string", "contentEncoding": "base64", "description": "An image."},
+                        "inputs": {**_IMAGE_TEXT, "description": "An image."},
                         "parameters": {
                             "type": ["object", "null"],
                             "additionalProperties": False,
@@ -93,50 +89,56 @@ PREDICT: dict[str, Any] = {
         },
     },
 }
+
+
+def predict(models: Iterable[str]) -> dict[str, Any]:
+    """The request of `/predict`, where these models are served."""
+    asked = {"name": "model", "in": "query", "required": False, "schema": {"enum": list(models)}}
+    return {**_PREDICT, "parameters": [*_PREDICT["parameters"], {**asked, "description": "Which model (the first)."}]}
+
+
 PREDICTED = answer("The most likely classes, best first.", _PREDICTIONS)
 
 _PARAMETERS = {"type": "object"}
-INFER: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {
-                "schema": {
-                    "type": "object",
-                    "required": ["inputs"],
-                    "properties": {
-                        "id": {"type": "string"},
-                        "parameters": {"type": "object", "properties": {"top_k": _TOP_K}},
-                        "inputs": {
-                            "type": "array",
-                            "minItems": 1,
-                            "maxItems": 1,
-                            "items": {
-                                "type": "object",
-                                "required": ["name", "shape", "datatype", "data"],
-                                "properties": {
-                                    "name": {"const": "image"},
-                                    "datatype": {"const": "BYTES"},
-                                    "shape": {"type": "array", "items": {"type": "integer"}},
-                                    "parameters": _PARAMETERS,
-                                    "data": {"type": "array", "items": {"type": "string", "contentEncoding": "base64"}},
-                                },
-                            },
-                        },
-                        "outputs": {
-                            "type": "array",
-                            "items": {
-                                "type": "object",
-                                "required": ["name"],
-                                "properties": {"name": {"enum": ["label", "score"]}, "parameters": _PARAMETERS},
-                            },
-                        },
-                    },
-                }
-            }
+_ASKED_OUTPUT = {
+    "type": "object",
+    "required": ["name"],
+    "properties": {"name": {"enum": ["label", "score"]}, "parameters": _PARAMETERS},
+}
+
+
+def infer(most: int) -> dict[str, Any]:
+    """The request of KServe's protocol, of at most so many images."""
+    tensor = {
+        "type": "object",
+        "required": ["name", "shape", "datatype", "data"],
+        "properties": {
+            "name": {"const": "image"},
+            "datatype": {"const": "BYTES"},
+            "shape": {
+                "description": "[n] or [n, 1], with n images in `data`.",
+                "type": "array",
+                "minItems": 1,
+                "prefixItems": [{"type": "integer", "minimum": 1, "maximum": most}, {"const": 1}],
+                "items": False,
+            },
+            "parameters": _PARAMETERS,
+            "data": {"type": "array", "minItems": 1, "maxItems": most, "items": _IMAGE_TEXT},
         },
     }
-}
+    body = {
+        "type": "object",
+        "required": ["inputs"],
+        "properties": {
+            "id": {"type": "string"},
+            "parameters": {"type": "object", "properties": {"top_k": _TOP_K}},
+            "inputs": {"type": "array", "minItems": 1, "maxItems": 1, "items": tensor},
+            "outputs": {"type": ["array", "null"], "items": _ASKED_OUTPUT},
+        },
+    }
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": body}}}}
+
+
 INFERRED = answer(
     "Two tensors of shape [n, top_k]: label and score.",
     {

@@ -13,7 +13,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from petalite.serve.bodies import TOP_K, Asked, read_base64, read_object, read_top_k
+from petalite.serve.bodies import TOP_K, Asked, read_base64, read_object, read_top_k, read_whole
 from petalite.serve.refusal import Refusal
 
 INPUT, OUTPUTS = "image", ("label", "score")
@@ -99,11 +99,12 @@ def _wanted(request: Mapping[str, Any]) -> list[tuple[str, bool]]:
 
 
 def _count(shape: object, most: int) -> int:
-    if not isinstance(shape, list) or not all(type(side) is int for side in shape) or shape[1:] not in ([], [1]):
+    sides = [read_whole(side) for side in shape] if isinstance(shape, list) else []
+    if not sides or sides[0] is None or sides[1:] not in ([], [1]):
         raise _invalid("the input's shape must be [n] or [n, 1], with n images")
-    if not shape or not 1 <= shape[0] <= most:
+    if not 1 <= sides[0] <= most:
         raise _invalid(f"a request may hold 1 to {most} images (--max-batch)")
-    return int(shape[0])
+    return sides[0]
 
 
 def _from_data(data: object) -> list[bytes]:

@@ -77,10 +77,7 @@ class Model:
     @classmethod
     def load(cls, name: str, folder: Path, shown: str, orders: Orders, coming: Callable[[], bool]) -> Model:
         """Verify, load and try a checkpoint. shown: the folder that messages name. Raises PetaliteError."""
-        found = verify(folder)
-        if not found.ok:
-            text = next(finding.text for finding in found.findings if finding.level == "error")
-            raise PetaliteError(f"{shown}: {text}".replace(str(folder), shown))
+        check(folder, shown)
         classifier = load(folder, orders.device, orders.attention, orders.compute, orders.threads, orders.engine)
         warm_up_s = _warm_up(classifier, orders, shown)
         facts = {
@@ -145,6 +142,14 @@ class Model:
         return json.dumps(answer, allow_nan=False).encode(), 0
 
 
+def check(folder: Path, shown: str) -> None:
+    """Compare a checkpoint with its hashes and its plan. Raises PetaliteError with the first thing that is wrong."""
+    found = verify(folder)
+    if not found.ok:
+        text = next(finding.text for finding in found.findings if finding.level == "error")
+        raise PetaliteError(f"{shown}: {text}".replace(str(folder), shown))
+
+
 def _warm_up(classifier: Classifier, orders: Orders, shown: str) -> float:
     """Decode an image and compute batches of 1, 2, 4 … images and `max_batch`; the seconds it took.
 
@@ -153,7 +158,7 @@ def _warm_up(classifier: Classifier, orders: Orders, shown: str) -> float:
     started = time.monotonic()
     encoded = io.BytesIO()
     Image.new("RGB", (256, 256)).save(encoded, "JPEG")
-    read_pixels(encoded.getvalue(), classifier.preprocess, orders.max_pixels)
+    read_pixels(encoded.getvalue(), classifier.preprocess, max_pixels=256 * 256)  # the limit is for others
     sizes = {orders.max_batch, *(1 << power for power in range(orders.max_batch.bit_length()))}
     for size in sorted(sizes):
         pixels = torch.randint(0, 256, (size, 3, *classifier.info.image_size), dtype=torch.uint8)

@@ -28,7 +28,7 @@ from petalite.serve.wire import Answer, Orders, ask
 #: A worker holds at most so many batches: one that is computed, one that is decoded.
 _WINDOW_BATCHES = 2
 #: A worker that keeps a request for so long after its deadline hangs, and is replaced.
-_HUNG_S = 30.0
+HUNG_S = 30.0
 _LONGEST_BACKOFF_S = 30.0
 
 
@@ -150,7 +150,7 @@ class Pool:
         """Let a worker answer what it holds and end."""
 
         async def retire() -> None:
-            await worker.end(timeout_s=_HUNG_S)
+            await worker.end(timeout_s=HUNG_S)
 
         self._later(retire())
 
@@ -220,7 +220,7 @@ class Pool:
             await asyncio.sleep(1.0)
             for worker, held in list(self._held.items()):
                 oldest = min((waiting.deadline for waiting in held.values()), default=None)
-                if oldest is not None and time.monotonic() > oldest + _HUNG_S:
+                if oldest is not None and time.monotonic() > oldest + HUNG_S:
                     event("worker_hangs", level="error", pid=worker.pid, requests=len(held))
                     worker.kill()
 

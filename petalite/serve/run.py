@@ -31,7 +31,7 @@ from petalite.serve.snapshot import Copies
 from petalite.serve.wire import Orders
 
 #: After SIGTERM new requests are answered for so long: clients and balancers that do not know yet lose none.
-_LAME_DUCK_S = 1.0
+LAME_DUCK_S = 1.0
 _LAST_READ_S = 0.2
 
 Started = Callable[[dict[str, Any]], None]
@@ -56,7 +56,7 @@ def run(settings: Settings, started: Started | None) -> None:
     """Serve until a signal. Raises PetaliteError for a checkpoint or an address that cannot be served."""
     bridge()
     _allow_connections()
-    sock = _listen(settings.host, settings.port)
+    sock = listen(settings.host, settings.port)
     copies = Copies(settings.models)
     guard = Guard(request_s=settings.deadline_s + 5)
     config = uvicorn.Config(
@@ -87,8 +87,8 @@ async def _serve(
     copies: Copies,
     started: Started | None,
 ) -> None:
-    pool = Pool(_orders(settings), settings.worker_count)
-    service = Service(settings, pool, Metrics(), copies)
+    pool = Pool(orders(settings), settings.worker_count)
+    service = Service(settings, pool, Metrics(), partial(copies.hand_to, pool.reload))
     config.app = build_app(service, Page.read(settings.samples))
     server = _Server(config)
     stop = asyncio.Event()
@@ -96,7 +96,7 @@ async def _serve(
     url = _url(sock)
     event("start", url=url, pid=os.getpid(), models={name: str(path) for name, path in settings.models.items()})
     serving = asyncio.create_task(server.serve(sockets=[sock]))
-    starting = asyncio.create_task(service.start())
+    starting = asyncio.create_task(copies.hand_to(pool.start))
     stopping = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait({serving, starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -108,7 +108,7 @@ async def _serve(
             await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
             service.draining = guard.draining = True
             event("draining", open=service.open)
-            await asyncio.sleep(_LAME_DUCK_S)
+            await asyncio.sleep(LAME_DUCK_S)
     finally:
         server.should_exit = True
         starting.cancel()
@@ -142,7 +142,8 @@ def _signals(server: _Server, service: Service, stop: asyncio.Event) -> None:
     loop.add_signal_handler(signal.SIGHUP, reload_later)
 
 
-def _orders(settings: Settings) -> Orders:
+def orders(settings: Settings) -> Orders:
+    """What workers are told; the models are still to come."""
     return Orders(
         models={},
         max_batch=settings.max_batch,
@@ -156,7 +157,7 @@ def _orders(settings: Settings) -> Orders:
     )
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
     """A bound socket. Raises PetaliteError for an address that is wrong or taken."""
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[

@@ -11,8 +11,8 @@ from __future__ import annotations
 import asyncio
 import hmac
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Protocol
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -20,22 +20,40 @@ from starlette.responses import Response
 from petalite.errors import PetaliteError, did_you_mean
 from petalite.serve.logs import event
 from petalite.serve.metrics import Metrics
-from petalite.serve.pool import Pool
 from petalite.serve.refusal import Refusal
 from petalite.serve.settings import Settings
-from petalite.serve.snapshot import Copies
 from petalite.serve.wire import Answer
 
 #: Bodies that are being read take at most so many times the limit of one.
 _HELD_BODIES = 16
 
 
-class Service:
-    """The state of one server."""
+class Workers(Protocol):
+    """What answers: processes of this machine (`pool`) or replicas of a cluster (`replicas`)."""
 
-    def __init__(self, settings: Settings, pool: Pool, metrics: Metrics, copies: Copies) -> None:
+    restarts: int
+    models: dict[str, dict[str, Any]]
+
+    @property
+    def ready(self) -> int:
+        """How many take requests."""
+
+    @property
+    def pids(self) -> list[int]:
+        """Their process ids, where they are this machine's."""
+
+    async def ask(self, head: Mapping[str, Any], body: bytes, deadline: float) -> tuple[Answer, float]:
+        """An answer, and the seconds that the request waited for a worker. Raises Refusal."""
+
+
+class Service:
+    """The state of one server. load: has the workers read the checkpoints again; raises PetaliteError where it cannot."""
+
+    def __init__(
+        self, settings: Settings, pool: Workers, metrics: Metrics, load: Callable[[], Awaitable[None]]
+    ) -> None:
         self.settings, self.pool, self.metrics = settings, pool, metrics
-        self._copies = copies
+        self._load = load
         self._open = self.accepted = self.answered = 0
         self._reading_bytes = 0
         self._reloading = asyncio.Lock()
@@ -80,28 +98,16 @@ class Service:
         if not hmac.compare_digest(given.encode(), key.encode()):
             raise Refusal(401, "unauthorized", "this server needs its API key: Authorization: Bearer KEY, or X-API-Key")
 
-    async def start(self) -> None:
-        """Copy, verify and load the checkpoints. Raises PetaliteError."""
-        folders = await asyncio.to_thread(self._copies.take)
-        await self.pool.start(folders)
-        self._copies.keep(folders)
-
     async def reload(self) -> None:
         """Read the checkpoint folders again and serve what they hold now. Raises PetaliteError, and the old ones serve on."""
         async with self._reloading:
             event("reload")
             try:
-                folders = await asyncio.to_thread(self._copies.take)
-                try:
-                    await self.pool.reload(folders)
-                except BaseException:
-                    self._copies.drop(folders)
-                    raise
+                await self._load()
             except PetaliteError as error:
                 self.metrics.reloaded("refused")
                 event("reload_refused", level="error", error=str(error))
                 raise
-            self._copies.keep(folders)
             self.metrics.reloaded("done")
             event("reloaded", models=list(self.models))
 

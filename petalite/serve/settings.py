@@ -13,7 +13,7 @@ from pathlib import Path
 
 from petalite.errors import PetaliteError
 
-_MOST_WORKERS = 4  # each holds the weights: more processes only where somebody asks for them
+MOST_WORKERS = 4  # each holds the weights: more processes only where somebody asks for them
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Settings:
     @property
     def worker_count(self) -> int:
         """How many workers run."""
-        return self.workers or min(_MOST_WORKERS, cores())
+        return self.workers or min(MOST_WORKERS, cores())
 
     @property
     def worker_threads(self) -> int:

@@ -2,6 +2,7 @@
 
     copies = Copies(settings.models)
     folders = copies.take()            # {"int8": ["/tmp/petalite-serve-…/1/int8", "runs/int8"]}
+    await copies.hand_to(pool.reload)  # takes new ones, and keeps those with which the pool is content
 
 A worker that has to be replaced reads the copy that its siblings run, though the folder may hold another version by then,
 half of one, or nothing.
@@ -9,10 +10,11 @@ half of one, or nothing.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 from petalite.errors import PetaliteError
@@ -47,6 +49,16 @@ class Copies:
                 f"the checkpoint cannot be copied to {self._root.parent}: {error.strerror or error}"
             ) from error
         return folders
+
+    async def hand_to(self, load: Callable[[Mapping[str, list[str]]], Awaitable[None]]) -> None:
+        """Copies of what the folders hold now, for `load`; they are kept unless it raises. Raises PetaliteError."""
+        folders = await asyncio.to_thread(self.take)
+        try:
+            await load(folders)
+        except BaseException:
+            self.drop(folders)
+            raise
+        self.keep(folders)
 
     def keep(self, folders: Mapping[str, list[str]]) -> None:
         """These copies are served from now on: remove the ones before."""

@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,50 +31,42 @@ from petalite.serve.wire import CONTROL, Answer, Ask, Orders, read_asks
 
 
 class Worker:
-    """The threads between the socket and the models."""
+    """The threads between requests and the models. send: called with each answer, from any thread."""
 
-    def __init__(self, sock: socket.socket, orders: Orders) -> None:
-        self._sock, self._orders = sock, orders
-        self._sending = threading.Lock()
+    def __init__(self, orders: Orders, send: Callable[[Answer], None]) -> None:
+        self._orders, self._send = orders, send
         self._asks: queue.SimpleQueue[tuple[float, Ask] | None] = queue.SimpleQueue()
         self._coming = 0  # requests that are here and not decoded
         self._counting = threading.Lock()
         self._models: dict[str, Model] = {}
+        self._readers: list[threading.Thread] = []
 
     def load(self) -> dict[str, Any]:
-        """Load and try every model; what the front process tells others about them."""
+        """Load and try every model, and begin; what is told to others about them."""
         orders = self._orders
         for name, (folder, shown) in orders.models.items():
             self._models[name] = Model.load(name, Path(folder), shown, orders, self._is_coming)
+        self._readers = [
+            threading.Thread(target=self._decode, name="decode", daemon=True) for _ in range(orders.threads)
+        ]
+        for reader in self._readers:
+            reader.start()
         return {name: model.facts for name, model in self._models.items()}
 
-    def run(self) -> None:
-        """Answer requests until the socket closes."""
-        readers = [
-            threading.Thread(target=self._decode, name="decode", daemon=True) for _ in range(self._orders.threads)
-        ]
-        for reader in readers:
-            reader.start()
-        with self._sock.makefile("rb", buffering=1 << 20) as stream:
-            for ask in read_asks(stream):
-                with self._counting:
-                    self._coming += 1
-                self._asks.put((time.monotonic(), ask))
-        for _ in readers:
+    def take(self, ask: Ask) -> None:
+        """Accept a request; its answer is sent."""
+        with self._counting:
+            self._coming += 1
+        self._asks.put((time.monotonic(), ask))
+
+    def close(self) -> None:
+        """Answer what was accepted, then end."""
+        for _ in self._readers:
             self._asks.put(None)
-        for reader in readers:
+        for reader in self._readers:
             reader.join()
         for model in self._models.values():
             model.close()
-
-    def send(self, answer: Answer) -> None:
-        """Send an answer; from any thread."""
-        frame = answer.frame()
-        try:
-            with self._sending:
-                self._sock.sendall(frame)
-        except OSError:
-            os._exit(0)  # the front process is gone, and nobody waits for anything any more
 
     def _is_coming(self) -> bool:
         return self._coming > 0
@@ -86,9 +79,9 @@ class Worker:
             try:
                 decoded = self._read(ask, received, started)
             except Refusal as refusal:
-                self.send(Answer(ask.id, refusal.status, refusal.body(), 0, time.monotonic() - started))
+                self._send(Answer(ask.id, refusal.status, refusal.body(), 0, time.monotonic() - started))
             except Exception as error:  # a fault of ours: this request is told so, the others go on
-                self.send(Answer(ask.id, 500, _internal(error).body()))
+                self._send(Answer(ask.id, 500, _internal(error).body()))
             with self._counting:
                 self._coming -= 1
             for model in self._models.values():
@@ -107,7 +100,7 @@ class Worker:
                 status, body = body.status, body.body()
             waited_s = started - received + outcome.waited_s
             times = (outcome.decode_s, waited_s, outcome.model_s)
-            self.send(Answer(ask.id, status, body, outcome.batch, *times, outcome.json_bytes))
+            self._send(Answer(ask.id, status, body, outcome.batch, *times, outcome.json_bytes))
 
         return model.read(ask, started, answer)
 
@@ -125,7 +118,16 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     bridge()
     sock = socket.socket(fileno=int(arguments[0]))
-    worker = Worker(sock, Orders(**json.loads(arguments[1])))
+    sending = threading.Lock()
+
+    def send(answer: Answer) -> None:
+        try:
+            with sending:
+                sock.sendall(answer.frame())
+        except OSError:
+            os._exit(0)  # the front process is gone, and nobody waits for anything any more
+
+    worker = Worker(Orders(**json.loads(arguments[1])), send)
     warnings.simplefilter("ignore")  # what an image's decoder has to say is an answer or nothing
     said = io.StringIO()
     try:
@@ -133,13 +135,16 @@ def main(arguments: list[str]) -> int:
             facts = worker.load()
     except Exception as error:
         text = str(error) if isinstance(error, PetaliteError) else f"{type(error).__name__}: {error}"
-        worker.send(Answer(CONTROL, 500, json.dumps((text.splitlines() or ["no message"])[0][:500]).encode()))
+        send(Answer(CONTROL, 500, json.dumps((text.splitlines() or ["no message"])[0][:500]).encode()))
         return 1
     finally:
         for line in filter(None, said.getvalue().splitlines()):  # notes of loading, as lines of the log
             event("log", level="warning", message=line)
-    worker.send(Answer(CONTROL, 200, json.dumps(facts).encode()))
-    worker.run()
+    send(Answer(CONTROL, 200, json.dumps(facts).encode()))
+    with sock.makefile("rb", buffering=1 << 20) as stream:
+        for ask in read_asks(stream):
+            worker.take(ask)
+    worker.close()
     return 0
 
 

@@ -16,7 +16,6 @@ from petalite.serve.page import Page
 from petalite.serve.refusal import too_late
 from petalite.serve.service import Service
 from petalite.serve.settings import Settings
-from petalite.serve.snapshot import Copies
 from petalite.serve.wire import Answer
 
 PREDICTIONS = b'[{"label": "rose", "score": 0.9}]'
@@ -62,9 +61,7 @@ class Application:
         self.pool = pool or FakePool()
         self.settings = Settings(checkpoints=(checkpoint,), **settings)
         self.metrics = Metrics()
-        copies = Copies({})
-        copies.close()
-        self.service = Service(self.settings, self.pool, self.metrics, copies)  # type: ignore[arg-type]
+        self.service = Service(self.settings, self.pool, self.metrics, nothing)  # type: ignore[arg-type]
         self.app = build_app(self.service, Page.read(self.settings.samples))
 
     async def call(
@@ -105,6 +102,10 @@ class Application:
     def __call__(self, *arguments: Any, **more: Any) -> Response:
         """`call`, in an event loop of its own."""
         return asyncio.run(self.call(*arguments, **more))
+
+
+async def nothing() -> None:
+    """In the place of loading checkpoints."""
 
 
 async def _once(body: bytes) -> AsyncIterator[bytes]:

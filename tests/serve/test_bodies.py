@@ -16,7 +16,7 @@ from PIL import Image
 from petalite.data.images import decode
 from petalite.data.preprocess import Preprocess
 from petalite.serve import pixels
-from petalite.serve.bodies import read_predict
+from petalite.serve.bodies import read_predict, read_whole
 from petalite.serve.kserve import read_infer, render
 from petalite.serve.pixels import read_pixels
 from petalite.serve.refusal import Refusal
@@ -188,3 +188,8 @@ def test_kserve_requests_that_make_no_sense(head: dict[str, Any], body: bytes, t
     with pytest.raises(Refusal, match=text) as raised:
         read_infer(head, body, 8)
     assert raised.value.status == 422
+
+
+@pytest.mark.parametrize(("value", "whole"), [(5, 5), (5.0, 5), (5.5, None), (True, None), ("5", None), (None, None)])
+def test_a_whole_number_of_json_may_have_a_point(value: object, whole: int | None) -> None:
+    assert read_whole(value) == whole

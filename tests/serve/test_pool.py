@@ -113,7 +113,7 @@ def test_a_deadline_is_kept_while_waiting_and_while_computing() -> None:
 
 
 def test_a_worker_that_hangs_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool_module, "_HUNG_S", 0.1)
+    monkeypatch.setattr(pool_module, "HUNG_S", 0.1)
 
     async def use(pool: Pool) -> None:
         (before,) = pool.pids

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -39,9 +40,9 @@ def test_a_reload_serves_what_is_there_now_and_refuses_what_is_damaged(
     async def run() -> None:
         copies = Copies({"a": folder})
         pool = Pool(orders(), 1)
-        service = Service(Settings(checkpoints=(folder,)), pool, Metrics(), copies)
+        service = Service(Settings(checkpoints=(folder,)), pool, Metrics(), partial(copies.hand_to, pool.reload))
         try:
-            await service.start()
+            await copies.hand_to(pool.start)
             assert service.models["a"]["config"] == '"first"'
             config.write_text('"second"')
             await service.reload()

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -180,32 +181,26 @@ def test_out_of_memory_halves_the_batch_and_says_so(
         learn(images, start, tmp_path / "none", epochs=1)
 
 
-def test_two_processes_train_as_one_with_the_whole_batch(images: Path, start: Path, tmp_path: Path) -> None:
+def test_two_processes_train_as_one_also_when_one_of_them_is_killed(images: Path, start: Path, tmp_path: Path) -> None:
     """24 images in batches of 5 x 2: the last batch has 4, so shares differ between steps too."""
-    one = learn(images, start, tmp_path / "one", batch_size=10, epochs=2, augment="none")
+    one = learn(images, start, tmp_path / "one", batch_size=10, epochs=20, augment="none")
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "--standalone"),
         *("-m", "petalite", "train", "--data", str(images), "--model", str(start), "--device", "cpu"),
-        *(
-            "--method",
-            "full",
-            "--epochs",
-            "2",
-            "--batch-size",
-            "5",
-            "--lr",
-            "3e-3",
-            "--flip",
-            "no",
-            "--augment",
-            "none",
-        ),
-        *("--precision", "fp32", "--out", str(tmp_path / "two")),
+        *("--method", "full", "--epochs", "20", "--batch-size", "5", "--lr", "3e-3", "--flip", "no"),
+        *("--augment", "none", "--precision", "fp32", "--save-minutes", "0", "--out", str(tmp_path / "two")),
     ]
-    done = subprocess.run(
-        command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    options = {"text": True, "cwd": ROOT, "env": {**os.environ, "OMP_NUM_THREADS": "1"}}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, **options) as first:  # type: ignore[call-overload]
+        for line in first.stderr:
+            if line.startswith("epoch 2/20"):
+                os.kill(max(child.pid for child in psutil.Process(first.pid).children()), signal.SIGKILL)
+                break
+        first.stderr.read()
+        assert first.wait(60) != 0  # the one that is left does not go on alone
+    second = subprocess.run([*command, "--resume"], capture_output=True, **options, check=False)  # type: ignore[call-overload]
+    assert second.returncode == 0, second.stderr[-2000:]
+    assert second.stderr.count("train: resumed after") == 1
     two = read_tensors(tmp_path / "two" / "checkpoints" / "fp32")
     for name in one:
         torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-4, msg=name)
