@@ -7,6 +7,7 @@ with Browser(folder) as browser:
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import shutil
@@ -39,8 +40,10 @@ class Browser:
         ]  # fmt: skip
 
         def connect() -> None:
-            os.dup2(to_read, 3)
-            os.dup2(to_write, 4)
+            # first out of the way: where a pipe already is number 3 or 4, the other would take its place
+            read, write = (fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (to_read, to_write))
+            os.dup2(read, 3)
+            os.dup2(write, 4)
 
         self._process = subprocess.Popen(
             [command, *flags], preexec_fn=connect, close_fds=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
