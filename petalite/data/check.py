@@ -13,12 +13,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import signal
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -27,14 +24,13 @@ from typing import Any, TypeAlias
 from petalite.console import track
 from petalite.data.images import ImageError, decode
 from petalite.data.samples import ImageData
-from petalite.data.workers import starting_workers, usable_workers, worker_context
+from petalite.data.workers import in_order, usable_workers
 from petalite.errors import PetaliteError
 from petalite.files import cache_dir, read_json, write_json
 
 # of one file: SHA-256 of its bytes, width, height, and why it cannot be read ("" when it can)
 _Facts: TypeAlias = "tuple[str, int, int, str]"
 _CHUNK = 32
-_DEAF = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent alone answers it
 _IMBALANCE = 10
 
 
@@ -171,46 +167,19 @@ def _read_cache(stored: Path, expected: int) -> list[_Facts] | None:
 
 def _inspect_all(paths: Sequence[Path]) -> list[_Facts]:
     """The facts of every file, in order."""
-    facts: dict[Path, _Facts] = {}
-    for path, found in track(_inspections(paths), "check images", total=len(paths)):
-        facts[path] = found
-    return [facts[path] for path in paths]
+    return list(track(_inspections(paths), "check images", total=len(paths)))
 
 
-def _inspections(paths: Sequence[Path]) -> Iterator[tuple[Path, _Facts]]:
-    """(path, facts) as they are found, with a process per core."""
+def _inspections(paths: Sequence[Path]) -> Iterator[_Facts]:
+    """The facts of each file as they are found, in order, with a process per core."""
     chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
-    remaining: list[Path] = []
-    with _pool(usable_workers(None)) as pool:
-        with starting_workers():
-            waiting = {pool.submit(_inspect_chunk, chunk): chunk for chunk in chunks}
-        for future in as_completed(waiting):
-            try:
-                yield from zip(waiting[future], future.result(), strict=True)
-            except BrokenProcessPool:
-                remaining += waiting[future]
-    # a decoder took its process down and every chunk in flight with it: go on one by one to see which file it was
-    while remaining:
-        with _pool(1) as pool:
-            try:
-                while remaining:
-                    with starting_workers():
-                        future = pool.submit(_inspect_chunk, remaining[-1:])
-                    yield remaining[-1], future.result()[0]
-                    remaining.pop()
-            except BrokenProcessPool:
-                path = remaining.pop()
-                yield path, ("", 0, 0, f"{path} crashes the image decoder")
-
-
-@contextmanager
-def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """A pool that ends at once, and quietly, when the person interrupts it."""
-    pool = ProcessPoolExecutor(workers, worker_context(), initializer=signal.signal, initargs=_DEAF)
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
+    for chunk, found in in_order(_inspect_chunk, chunks, usable_workers(None)):
+        if found is not None:
+            yield from found
+            continue
+        # a decoder took its process down: one by one, to see which file it was
+        for (path,), facts in in_order(_inspect_chunk, [[path] for path in chunk], 1):
+            yield facts[0] if facts else ("", 0, 0, f"{path} crashes the image decoder")
 
 
 def _inspect_chunk(paths: Sequence[Path]) -> list[_Facts]:
