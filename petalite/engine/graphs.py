@@ -54,6 +54,7 @@ class _Graph:
     pixels: Tensor
     replay: Callable[[], object]
     logits: Tensor
+    images: int
     replays: int = 0
 
 
@@ -111,12 +112,15 @@ class Graphs:
             start = 0
             while start < len(pixels) or not parts:
                 graph = self._graph_for(len(pixels) - start, pixels.dtype)
-                some = pixels[start : start + len(graph.pixels)]
-                graph.pixels[: len(some)].copy_(some, non_blocking=True)  # what lies behind them is answered unread
+                count = min(len(pixels) - start, graph.images)
+                some = pixels if count == len(pixels) else pixels[start : start + count]
+                whole = count == graph.images  # one image's latency shows every tensor that is made on the way
+                # what lies behind them is answered unread
+                (graph.pixels if whole else graph.pixels[:count]).copy_(some, non_blocking=True)
                 graph.replay()
                 graph.replays += 1
-                parts.append(graph.logits[: len(some)].clone())
-                start += len(some)
+                parts.append((graph.logits if whole else graph.logits[:count]).clone())
+                start += count
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def report(self) -> dict[str, Any]:
@@ -164,7 +168,7 @@ class Graphs:
         others = list(self._graphs)
         try:
             pixels = torch.zeros(bucket, *self._image_shape, dtype=dtype, device=self.device)
-            graph = _Graph(pixels, *self._recorder.record(self.plain, pixels))
+            graph = _Graph(pixels, *self._recorder.record(self.plain, pixels), bucket)
         except torch.OutOfMemoryError as error:
             raise _TooLarge(_first_line(error)) from error
         self._graphs[dtype, bucket] = graph
@@ -202,7 +206,7 @@ class CudaRecorder:
         self._stream = torch.cuda.Stream(device)  # one for all: a pool reuses memory only within a stream
         self._pools = [torch.cuda.graph_pool_handle()]  # the last is recorded into, the others still hold graphs
         self._done = torch.cuda.Event()
-        self._last: torch.cuda.Stream | None = None
+        self._last: tuple[int, torch.cuda.Stream] | None = None  # with its handle, which takes less time to ask for
 
     def record(self, forward: Forward, pixels: Tensor) -> tuple[Callable[[], object], Tensor]:
         """Raises PetaliteError for a pass that a graph cannot hold, which waits for the device, say."""
@@ -241,14 +245,16 @@ class CudaRecorder:
     @contextmanager
     def in_order(self) -> Iterator[None]:
         """Callers on the same stream need nothing; one on another waits, on the device, for the call before."""
-        stream = torch.cuda.current_stream(self.device)
-        if self._last is not None and self._last != stream:
-            stream.wait_event(self._done)
+        handle: int = torch._C._cuda_getCurrentRawStream(self.device.index)
+        if self._last is None or self._last[0] != handle:
+            stream = torch.cuda.current_stream(self.device)
+            if self._last is not None:
+                stream.wait_event(self._done)
+            self._last = (handle, stream)
         try:
             yield
         finally:
-            self._done.record(stream)
-            self._last = stream
+            self._done.record(self._last[1])
 
     def pool_bytes(self) -> int:
         """Bytes of the pools' segments: what no one else on the device can use."""

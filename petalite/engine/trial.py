@@ -123,6 +123,10 @@ class Choices:
             self._chosen[key] = self.trials.choose(key, candidates, agree)
         return self._chosen[key]
 
+    def hold(self, key: str, name: str) -> None:
+        """From now on `name` for `key`, which has to be one of its ways; what a graph has recorded stays as it is."""
+        self._chosen[key] = name
+
     def report(self) -> dict[str, str]:
         """The chosen names by key."""
         return dict(self._chosen)
