@@ -85,7 +85,7 @@ def check(M: int, N: int, K: int, dtype: torch.dtype, device: torch.device, conf
     rest["residual"] = rest["residual"].to(BF16) if layer in ("proj", "fc2") else None
     if layer == "proj":
         rest["a_scale"] = rest["a_scale"][:1]
-    error = FAST if dtype == FP8 and not config.exact else SUMS
+    error = FAST if dtype == FP8 else SUMS
     sums = {**rest, "residual": None}  # in 32 bits a tile and a residual of it may be more than shared memory holds
     y = product(a, w, **sums, dtype=torch.float32, config=config)
     assert close(y, exact(a, w, **sums), error)
@@ -106,19 +106,6 @@ def test_every_way_to_cut_the_products_of_a_model(
     N, K = SHAPES[layer]
     for config in configs(images * 197, N, K, dtype, torch.cuda.get_device_capability()):
         check(images * 197, N, K, dtype, device, config, layer)
-
-
-def test_exact_sums_are_more_exact(device: torch.device) -> None:
-    a, w = operands(256, 1024, 4096, FP8, device)
-    wanted = exact(a.float().abs(), w.float().abs())
-    errors = {}
-    for config in (Config(128, 128), Config(128, 128, exact=True)):
-        y = product(a.float().abs().to(FP8), w.float().abs().to(FP8), dtype=torch.float32, config=config).double()
-        errors[config.exact] = float((y - wanted).norm() / wanted.norm())
-    print(f"relative error of float8 sums of 4,096: {errors[False]:.1e}, exact {errors[True]:.1e}")
-    # all terms are positive, so what is cut off adds up
-    assert errors[True] < errors[False] < 2e-2
-    assert errors[True] < 1e-3
 
 
 @pytest.mark.parametrize("dtype", [FP8, INT8, BF16], ids=["fp8", "int8", "bf16"])

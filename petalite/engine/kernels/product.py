@@ -10,7 +10,6 @@ of them agree to rounding, and each gives the same bits every time.
 On Hopper the tensor cores add products of float8 to sums of 14 significant bits, not 24. On an H200 that is a relative
 error of 4e-4 for sums of 1,024 normally distributed terms and of 1.2e-3 for 4,096, below that of writing the result in
 bfloat16 (1.7e-3) and far below that of the codes; libraries multiply so by default (`use_fast_accum` of PyTorch).
-`Config.exact` carries the sums to float32 after each depth instead, and takes longer.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ def launch(
         _described(out, config.rows, config.columns // config.pieces) if described else out,
         *epilogue, partials, arrivals, M, N, K, programs, config.rows, config.columns, depth,
         1 if config.resident else config.split, config.band, config.pieces, sums, _TRITON[out.dtype], function,
-        BY_ROW=by_row, EXACT=config.exact, RESIDENT=config.resident > 0, ENGINE=config.engine, DESCRIBED=described,
+        BY_ROW=by_row, RESIDENT=config.resident > 0, ENGINE=config.engine, DESCRIBED=described,
         DEPENDENT=dependent,
         num_warps=config.warps, num_stages=config.stages, enable_fp_fusion=True,
         **({"launch_pdl": True} if dependent else {}),
@@ -101,7 +101,6 @@ def _product(
     OUT: tl.constexpr,
     FUNCTION: tl.constexpr,
     BY_ROW: tl.constexpr,
-    EXACT: tl.constexpr,
     RESIDENT: tl.constexpr,
     ENGINE: tl.constexpr,
     DESCRIBED: tl.constexpr,
@@ -120,9 +119,7 @@ def _product(
         finished = tl.program_id(0) - programs
         for tile in tl.range(tl.program_id(0), high * wide, programs, flatten=True):
             row, column = _place(tile, high, wide, BAND)
-            total = _sum(
-                a, w, row * ROWS, column * COLUMNS, 0, steps, M, N, K, ROWS, COLUMNS, DEPTH, SUMS, EXACT, ENGINE
-            )
+            total = _sum(a, w, row * ROWS, column * COLUMNS, 0, steps, M, N, K, ROWS, COLUMNS, DEPTH, SUMS, ENGINE)
             finished += programs
             row, column = _place(finished, high, wide, BAND)
             _finish(
@@ -141,7 +138,7 @@ def _product(
         if DEPENDENT:
             _prefetch(weights, column, first, last, N, K, COLUMNS, DEPTH)
             gdc_wait()
-        total = _sum(a, w, row, column, first, last, M, N, K, ROWS, COLUMNS, DEPTH, SUMS, EXACT, ENGINE)
+        total = _sum(a, w, row, column, first, last, M, N, K, ROWS, COLUMNS, DEPTH, SUMS, ENGINE)
         if SPLIT == 1:
             _finish(
                 total, out, residual, bias, a_scale, w_scale, out_scale, M, N, row, column,
@@ -189,7 +186,6 @@ def _sum(
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
     SUMS: tl.constexpr,
-    EXACT: tl.constexpr,
     ENGINE: tl.constexpr,
 ) -> tl.tensor:
     """The sums of one tile over the depths from `first` to `last`; operands are zero beyond the edges."""
@@ -201,10 +197,7 @@ def _sum(
         else:
             left = _piece(a, row, step * DEPTH, M, K, ROWS, DEPTH)
             right = _piece(w, column, step * DEPTH, N, K, COLUMNS, DEPTH)
-        if EXACT:
-            total += tl.dot(left, right.T, out_dtype=SUMS)  # not `max_num_imprecise_acc`: it adds before it waits
-        else:
-            total = tl.dot(left, right.T, total, out_dtype=SUMS)
+        total = tl.dot(left, right.T, total, out_dtype=SUMS)
     return total
 
 

@@ -35,7 +35,6 @@ class Config:
     resident: programs a multiprocessor keeps for the whole product; 0 starts a program for each tile.
     pieces: the finished tile is written in so many, one after the other: fewer take less shared memory.
     engine: the copy engine fetches the operands (Hopper and newer; elsewhere loads stand in for it), else the threads do.
-    exact: float8 sums are carried to float32 after each depth (see `product`).
     dependent: the program may start before the kernel ahead of it has ended (Hopper and newer, also in CUDA graphs),
     and fetches its part of `w` meanwhile; it pays where that kernel calls `gdc_launch_dependents`.
     """
@@ -50,7 +49,6 @@ class Config:
     resident: int = 0
     pieces: int = 1
     engine: bool = True
-    exact: bool = False
     dependent: bool = False
 
     def __str__(self) -> str:
@@ -60,7 +58,7 @@ class Config:
             value = getattr(self, name)
             words += [f"{name}{value}"] if value != rest else []
         words += [] if self.engine else ["threads"]
-        return " ".join(words + [name for name in ("exact", "dependent") if getattr(self, name)])
+        return " ".join(words + (["dependent"] if self.dependent else []))
 
 
 #: Two programs of a multiprocessor take turns: one finishes its tile while the tensor cores work for the other.
