@@ -5,8 +5,9 @@
     copied_bytes_per_s(torch.device("cpu"))                 # bytes read plus bytes written
 
 No figure is quoted from a data sheet: shares of these ceilings are shares of what the same machine does in the same run.
-A product is the plainest call that PyTorch has for it (cuBLAS on a GPU, oneDNN on a CPU; of two ways the quicker). On a
-CPU its weights come in turn from several copies, as those of a model with many layers do, so that no cache holds them.
+A product is the quickest of the plain ways there are: PyTorch's call (cuBLAS on a GPU, oneDNN on a CPU) and, on a GPU, the
+first of cuBLASLt's own ranking, of which PyTorch runs only one. On a CPU its weights come in turn from several copies, as
+those of a model with many layers do, so that no cache holds them.
 """
 
 from __future__ import annotations
@@ -14,18 +15,29 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 
+from petalite.engine import cublaslt
 from petalite.measure.latency import Call, count_forwards, nothing, time_forwards, warm_up
 
 #: Copies of the weights that a CPU multiplies with in turn.
 _COPIES = 8
 #: Passes at least, on a CPU, of which the median counts.
 _SAMPLES = 2 * _COPIES
+#: How many of cuBLASLt's ranking are tried, and the seconds that each of them gets.
+_RANKED, _TRIAL_S = 8, 0.05
 _COPIED_BYTES = {"cuda": 1 << 30, "cpu": 1 << 28}
-Ways = dict[str, Call]
+#: Makes a call that multiplies (rows, inputs) by (inputs, outputs) on a device.
+_Build = Callable[[int, int, int, torch.device], Call]
+_DTYPES = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "fp8": torch.float8_e4m3fn,
+}
 
 
 def product_flops(rows: int, inputs: int, outputs: int) -> float:
@@ -75,15 +87,15 @@ def _seconds(call: Call, device: torch.device, seconds: float) -> float:
     return statistics.median(time_forwards(call, nothing, samples=_SAMPLES, seconds=seconds)) / 1e3
 
 
-def _builders(precision: str, device: torch.device) -> dict[str, Callable[[int, int, int, torch.device], Call]]:
-    plain = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-    if precision in plain:
-        return {"torch.mm": lambda *shape: _plain(plain[precision], *shape)}
-    if precision == "fp8":
-        return {"torch._scaled_mm": _fp8}
-    if device.type == "cuda":
-        return {"torch._int_mm": _int8}
-    return {"torch._int_mm": _int8, "onednn.qlinear": _qlinear}
+def _builders(precision: str, device: torch.device) -> dict[str, _Build]:
+    gpu = device.type == "cuda"
+    if precision == "int8":
+        return {"torch._int_mm": _int8, **({} if gpu else {"onednn.qlinear": _qlinear})}
+    dtype = _DTYPES[precision]
+    ways: dict[str, _Build] = {"torch._scaled_mm": _fp8} if precision == "fp8" else {"torch.mm": partial(_plain, dtype)}
+    if gpu and precision != "fp32":
+        ways["cublasLt"] = partial(_ranked, dtype)
+    return ways
 
 
 def _plain(dtype: torch.dtype, rows: int, inputs: int, outputs: int, device: torch.device) -> Call:
@@ -96,6 +108,21 @@ def _fp8(rows: int, inputs: int, outputs: int, device: torch.device) -> Call:
     a, w = (torch.randn(count, inputs, device=device).to(torch.float8_e4m3fn) for count in (rows, outputs))
     one = torch.ones((), device=device)
     return lambda: torch._scaled_mm(a, w.t(), one, one, out_dtype=torch.bfloat16, use_fast_accum=True)
+
+
+def _ranked(dtype: torch.dtype, rows: int, inputs: int, outputs: int, device: torch.device) -> Call:
+    """The quickest of the first of cuBLASLt's ranking."""
+    if reason := cublaslt.available():
+        raise RuntimeError(reason)
+    a, w = (torch.randn(count, inputs, device=device).to(dtype) for count in (rows, outputs))
+    codes = dtype == torch.float8_e4m3fn
+    out = torch.empty(rows, outputs, dtype=torch.bfloat16 if codes else dtype, device=device)
+    scale = torch.ones(1, device=device) if codes else None
+    found = cublaslt.algorithms(a, w, out, most=_RANKED)
+    if not found:
+        raise RuntimeError("cuBLASLt has no algorithm for it")
+    calls = [partial(cublaslt.multiply, a, w, out, algorithm, scale=scale) for algorithm in found]
+    return min(calls, key=lambda call: _seconds(call, device, _TRIAL_S))
 
 
 def _int8(rows: int, inputs: int, outputs: int, device: torch.device) -> Call:

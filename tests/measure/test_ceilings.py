@@ -35,6 +35,34 @@ def test_the_quickest_way_is_named_and_others_that_cannot_run_are_passed_over(mo
         quickest_product("int8", 1, 1, 1, CPU)
 
 
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "fp8"])
+def test_of_cublaslts_ranking_the_quickest_counts(monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
+    asked: list[tuple[str, torch.dtype, torch.dtype]] = []
+
+    def multiply(a: torch.Tensor, w: torch.Tensor, out: torch.Tensor, algorithm: str, **rest: torch.Tensor) -> str:
+        assert a.shape == (24, 32) and w.shape == (48, 32) and out.shape == (24, 48)
+        assert (rest["scale"] is not None) == (precision == "fp8")
+        asked.append((algorithm, a.dtype, out.dtype))
+        return algorithm
+
+    monkeypatch.setattr(ceilings.cublaslt, "available", lambda: None)
+    monkeypatch.setattr(ceilings.cublaslt, "algorithms", lambda *_, most: ["first", "second", "third"][:most])
+    monkeypatch.setattr(ceilings.cublaslt, "multiply", multiply)
+    seconds = {"first": 3.0, "second": 1.0, "third": 2.0}
+    monkeypatch.setattr(ceilings, "_seconds", lambda call, *_: seconds[call()])
+    build = ceilings._builders(precision, torch.device("cuda"))["cublasLt"]
+    assert build(24, 32, 48, CPU)() == "second"
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}[precision]
+    assert set(asked) == {(name, dtype, torch.bfloat16 if precision == "fp8" else dtype) for name in seconds}
+
+
+def test_where_cublaslt_cannot_be_called_the_other_way_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ceilings.cublaslt, "available", lambda: "this PyTorch has no CUDA")
+    with pytest.raises(RuntimeError, match="no CUDA"):
+        ceilings._builders("fp8", torch.device("cuda"))["cublasLt"](24, 32, 48, CPU)
+    assert list(ceilings._builders("fp32", torch.device("cuda"))) == ["torch.mm"]
+
+
 def test_a_product_is_a_multiplication_and_an_addition_each() -> None:
     assert product_flops(2, 3, 5) == 60
 
