@@ -6,6 +6,7 @@ python -c "from petalite.profiling.child import main; main()"
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -79,4 +80,6 @@ class Dissection(Session):
 
 def main() -> NoReturn:
     """Serve commands with the engine's `load`."""
+    # the profiler warns of GPU events each time that it is switched on and off, on a CPU too; not to hide what matters
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     serve_commands(session_type=Dissection)

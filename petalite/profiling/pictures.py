@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from petalite.files import atomic
-from petalite.profiling.steps import GAPS, KINDS, WORDS
-from petalite.report.palette import LIGHT, MARKERS, rc
+from petalite.profiling.steps import GAPS, KINDS, NO_LAYER, WORDS
+from petalite.report.palette import LIGHT, rc
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,6 +23,13 @@ if TYPE_CHECKING:
 _DPI = 160
 #: In KINDS' order, and the gaps.
 _COLORS = ("#3f8fb8", "#33418e", "#e0a130", "#0b8a66", "#b0479f", "#d1550f", "#6f9a53", "#a9b1bb", "#e3e6ea")
+#: Of the longest bar: what a shorter one that is no block's would not be seen of.
+_VISIBLE = 0.005
+#: Bars whose names find room beside each other.
+_MOST_LEVEL = 9
+#: Of groups of layers; the whole pass is a circle. All have an outline.
+_SHAPES = ("s", "^", "D", "v", "P", "X", "<", ">")
+_LEGEND_SIZE = 60
 _BLOCK = re.compile(r"^blocks\.(\d+)")
 
 
@@ -59,12 +66,13 @@ def _layers(figure: Figure, found: dict[str, Any]) -> None:
     bars: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for entry in found["anatomy"]["layers"]:
         block = _BLOCK.match(entry["layer"] or "")
-        first = (entry["layer"] or "not told").split(".")[0]
+        first = (entry["layer"] or NO_LAYER).split(".")[0]
         for kind, ms in entry["kinds"].items():
             bars[block[1] if block else first][kind] += ms
     numbers = sorted((name for name in bars if name.isdigit()), key=int)
     before = [name for name in bars if name.startswith("patch") or name == "norm_pre"]
-    behind = [name for name in bars if name not in (*numbers, *before) and sum(bars[name].values()) > 0]
+    visible_ms = _VISIBLE * max(sum(kinds.values()) for kinds in bars.values())
+    behind = [name for name in bars if name not in (*numbers, *before) and sum(bars[name].values()) > visible_ms]
     names = [*before, *numbers, *behind]
     gaps_ms = found["anatomy"]["kinds"][-1]["ms"]
     starts = [0.0] * len(names)
@@ -74,7 +82,9 @@ def _layers(figure: Figure, found: dict[str, Any]) -> None:
             axes.bar(range(len(names)), values, bottom=starts, color=color, label=WORDS[kind], width=0.72)
             starts = [start + value for start, value in zip(starts, values, strict=True)]
     axes.bar([len(names)], [gaps_ms], color=_COLORS[-1], label=WORDS[GAPS], width=0.72)
-    axes.set_xticks(range(len(names) + 1), [*names, "gaps"], rotation=90 if len(names) > 16 else 40, ha="right")
+    axes.set_xticks(range(len(names) + 1), [name.replace("_", "\n") for name in (*names, "gaps")], fontsize=9.5)
+    for label in axes.get_xticklabels() if len(names) > _MOST_LEVEL else ():
+        label.set_rotation(0 if label.get_text().isdigit() else 90)
     axes.grid(visible=False, axis="x")
     axes.set_ylabel("ms of one pass")
     axes.set_title(f"Time by block: {_title(found)}")
@@ -83,6 +93,10 @@ def _layers(figure: Figure, found: dict[str, Any]) -> None:
 
 def _roofline(figure: Figure, found: dict[str, Any]) -> None:
     """Operations a second over operations a byte, both logarithmic, under the two measured ceilings."""
+    from matplotlib.collections import PathCollection
+    from matplotlib.colors import to_rgba
+    from matplotlib.ticker import LogLocator
+
     roof = found["roofline"]
     ceilings, groups = roof["ceilings"], roof["groups"]
     peak, slope = ceilings["tflops"], ceilings["copy_gb_s"] / 1e3
@@ -95,24 +109,36 @@ def _roofline(figure: Figure, found: dict[str, Any]) -> None:
     axes.set_xscale("log")
     axes.set_yscale("log")
     for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
         axis.set_major_formatter(lambda value, _: f"{value:g}")
         axis.set_minor_formatter(lambda *_: "")
     axes.annotate(f"{peak:.3g} TFLOP/s, {ceilings['tflops_of']}", (right, peak), (0, 5), textcoords="offset points",
                   ha="right", fontsize=9.5)  # fmt: skip
-    axes.annotate(f"{ceilings['copy_gb_s']:.3g} GB/s, copying", (left, left * slope), (6, -2), textcoords="offset points",
-                  va="top", fontsize=9.5)  # fmt: skip
+    middle = (left * corner) ** 0.5
+    axes.annotate(f"{ceilings['copy_gb_s']:.3g} GB/s, copying", (middle, middle * slope), (-8, 4),
+                  textcoords="offset points", ha="right", fontsize=9.5)  # fmt: skip
     longest = max(one["ms"] for one in points)
     for place, one in enumerate(points):
+        # points lie close together and on each other: the outline of each stays visible
+        whole = place == len(points) - 1
+        color = LIGHT.ink if whole else LIGHT.series[place % len(LIGHT.series)]
+        filled = "none" if whole else to_rgba(color, 0.3)
+        marker = "o" if whole else _SHAPES[(place + place // len(_SHAPES)) % len(_SHAPES)]
         axes.scatter(
-            one["intensity"], one["tflops"], s=30 + 170 * one["ms"] / longest,
-            marker=MARKERS[(place + place // len(MARKERS)) % len(MARKERS)], color=LIGHT.series[place % len(LIGHT.series)],
-            edgecolors=LIGHT.surface, zorder=3, label=f"{one['group']}: {one['ms']:.3g} ms, {one['share_of_roof']:.0%}",
+            one["intensity"], one["tflops"], s=30 + 170 * one["ms"] / longest, marker=marker, facecolors=filled,
+            edgecolors=color, linewidths=1.4, zorder=3,
+            label=f"{one['group']}: {one['ms']:.3g} ms, {one['share_of_roof']:.0%}",
         )  # fmt: skip
     axes.set_xlabel("operations a byte that has to move")
     axes.set_ylabel(f"TFLOP/s ({ceilings['precision']})")
     axes.set_title(f"Under the roof: {_title(found)}")
-    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=9.5, title="share of what the roof allows",
-                title_fontsize=9.5)  # fmt: skip
+    legend = axes.legend(
+        loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=9.5, title="area: time\n%: share of what the roof allows",
+        title_fontsize=9.5, alignment="left",
+    )  # fmt: skip
+    for handle in legend.legend_handles:
+        if isinstance(handle, PathCollection):
+            handle.set_sizes([_LEGEND_SIZE])
 
 
 def _memory(figure: Figure, found: dict[str, Any]) -> None:
@@ -127,8 +153,10 @@ def _memory(figure: Figure, found: dict[str, Any]) -> None:
     axes.set_ylim(0, top)
     for place, (name, moment) in enumerate(curve["marks"]):
         axes.axvline(moment, color=LIGHT.muted, linewidth=0.8, linestyle=":")
-        axes.annotate(f" {name}", (moment, top * (0.04 + 0.06 * place)), fontsize=9.5, color=LIGHT.muted,
-                      ha="right")  # fmt: skip
+        # moments may be close together: a name covers the lines of the others
+        box = {"facecolor": LIGHT.surface, "edgecolor": "none", "pad": 1.5}
+        axes.annotate(name, (moment, top * (0.04 + 0.06 * place)), (-4, 0), textcoords="offset points", fontsize=9.5,
+                      color=LIGHT.muted, ha="right", bbox=box)  # fmt: skip
     axes.set_xlabel("seconds since the start of loading")
     what = "MB of the device, by PyTorch's allocator" if curve["kind"] == "device" else "MB resident, the whole process"
     axes.set_ylabel(what)

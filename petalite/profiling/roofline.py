@@ -17,6 +17,7 @@ import torch
 from petalite.checkpoint import Checkpoint
 from petalite.measure.ceilings import copied_bytes_per_s, product_flops, quickest_product
 from petalite.measure.latency import Call
+from petalite.profiling.steps import NO_LAYER
 from petalite.profiling.work import Work, of_layer
 
 #: Rows, inputs and outputs of a product that leaves a device nothing but to multiply.
@@ -81,7 +82,7 @@ def roofline(account: dict[str, Any], known: dict[str, Work], ceilings: dict[str
 def group_of(layer: str | None) -> str:
     """What a layer is called together with those of the other blocks: `mlp.fc1`; queries with keys and values."""
     if layer is None:
-        return "not told"
+        return NO_LAYER
     name = _BLOCK.sub("", layer) or "residuals"
     return "attn.qkv" if name in ("attn.q", "attn.kv") else name
 

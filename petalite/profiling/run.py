@@ -16,7 +16,7 @@ from petalite.measure.bench import Variant
 from petalite.measure.process import Worker, program
 
 #: Of passes, half of them under the profiler.
-SECONDS = 4.0
+SECONDS = 5.0
 
 
 FILES = ("profile.json", "trace.json", "layers.png", "roofline.png", "memory.png")

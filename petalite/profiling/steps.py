@@ -21,6 +21,8 @@ KINDS: tuple[StepKind, ...] = (
     "products", "attention", "quantize", "normalization", "elementwise", "copies", "merging", "other",
 )  # fmt: skip
 GAPS = "gaps"
+#: What a table calls steps that belong to no layer: putting tokens together, copies around a graph.
+NO_LAYER = "no layer"
 WORDS = {
     "products": "matrix products",
     "attention": "attention",
@@ -36,6 +38,7 @@ WORDS = {
 _CONTRACT: dict[str, StepKind] = {"matmul": "products", "attention": "attention", "dequantize": "quantize"}
 #: What the contract calls `other`, told apart; Petalite's own kernels by their whole names.
 _FINER: tuple[tuple[StepKind, re.Pattern[str]], ...] = (
+    ("products", re.compile(r"cublas", re.I)),  # sums of a product's parts, and what is done to them
     ("normalization", re.compile(r"layer_?norm|^_norm\b|native_norm|rms_?norm|batch_norm", re.I)),
     ("quantize", re.compile(r"^_(flat|rows)\b", re.I)),
     ("merging", re.compile(r"^_(match|units|merge)\b", re.I)),

@@ -2,16 +2,14 @@
 
     recorded = record(classifier, pixels, seconds=3.0, progress=nothing, trace=Path("trace.json"))
 
-Rounds: in each, some undisturbed passes and then some under the profiler, so that a machine that grows warmer or busier
-slows both alike. What the profiler takes for an event is measured in the same rounds, on operators that are no part of
-the model (where a CUDA graph is replayed, on kernels of a graph), and is taken off where it falls: between the steps. It
-is not fitted to the undisturbed time, so that parts and gaps can fail to add up to that.
+Rounds: in each, undisturbed passes and passes under the profiler in turn, so that a machine that grows warmer or busier
+slows both alike. What the profiler takes for an event (cost.py) is measured in the same rounds and taken off where it
+falls: between the steps.
 """
 
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -20,27 +18,28 @@ from statistics import median
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.profiler import ProfilerActivity, record_function
-from torch.profiler import profile as torch_profile
+from torch.profiler import record_function
 
 from petalite.engine.classifier import Classifier
 from petalite.errors import PetaliteError
 from petalite.measure.ceilings import wait_for
-from petalite.measure.latency import Call, count_forwards, time_forwards, warm_up
+from petalite.measure.latency import Call, time_forwards, warm_up
+from petalite.profiling.cost import Cost
 from petalite.profiling.layers import fused_layers, in_their_place, module_layers
-from petalite.profiling.steps import Pass, Recorded
-from petalite.profiling.trace import LAYER, PASS, Trace, cpu_steps, kernel_steps, read_trace
+from petalite.profiling.sessions import GROUP, in_turn, profiled
+from petalite.profiling.steps import Pass, Recorded, Step
+from petalite.profiling.trace import LAYER, PASS, Span, Trace, cpu_steps, inside, kernel_steps
 from petalite.profiling.written import add_layers
 
-ROUNDS = 6
-#: A trace of more events takes longer to read than its passes took.
-_MOST_EVENTS, _MOST_PASSES = 8_000, 60
-#: In one pass of a probe: kernels that do next to nothing, or operators over 2 x 2 MiB.
-_SMALL, _LARGE, _BEYOND_CACHES = 200, 60, 512 * 1024
-_PROBED = 20
+ROUNDS = 10
+#: In one trace: of more events it takes longer to read than its passes took.
+_MOST_EVENTS, _MOST_PASSES = 30_000, 60
+#: Passes to find out how long one takes.
+_TRIED, _TRIED_S = 5, 0.2
 _SHOWN_PASSES = 2
+#: Kernels of the fused engine that apply a function, or none, and write the result in fewer bits.
+_ROUNDING = ("_flat", "_rows")
 
 
 def record(classifier: Classifier, pixels: Tensor, seconds: float, progress: Call, trace: Path | None) -> Recorded:
@@ -55,56 +54,52 @@ def record(classifier: Classifier, pixels: Tensor, seconds: float, progress: Cal
         classifier.forward(pixels)
 
     warm_up(forward, wait)
-    once_s = 1 / count_forwards(forward, wait, seconds=0.1)
-    probe = _profiled(forward, device, 1)
-    steps, _ = _steps(probe, device)[0]
+    once_s = median(time_forwards(forward, wait, samples=_TRIED, seconds=_TRIED_S)) / 1e3
+    steps, _ = _steps(profiled(forward, device, 1), device)[0]
     if device.type == "cuda" and not steps:
         raise PetaliteError("the profiler saw no kernel on the GPU; its counters may be closed to this user (CUPTI)")
-    share_s = seconds / ROUNDS / 2
-    passes = max(1, min(_MOST_PASSES, math.ceil(share_s / once_s), _MOST_EVENTS // max(1, len(steps))))
+    most = min(_MOST_PASSES, _MOST_EVENTS // max(1, len(steps)))
+    groups = max(1, min(math.ceil(seconds / ROUNDS / once_s / 2), most) // GROUP)
     known = _annotated(classifier, pixels)
-    cost = _Cost(device, graph=classifier.info.engine == "fused" and device.type == "cuda")
+    cost = Cost(device, replayed=classifier.info.engine == "fused" and device.type == "cuda")
     undisturbed_us: list[float] = []
     traces: list[Trace] = []
-    for turn in range(ROUNDS):
-        for under_way in ((False, True), (True, False))[turn % 2]:
-            if under_way:
-                traces.append(_profiled(forward, device, passes))
-            else:
-                taken = time_forwards(forward, wait, samples=passes, seconds=share_s, progress=progress)
-                undisturbed_us += [1e3 * ms for ms in taken]
+    for _ in range(ROUNDS):
+        one, plain_us = in_turn(forward, device, groups, once_s)
+        traces.append(one)
+        undisturbed_us += plain_us
         cost.round()
         progress()
-    cost_us = cost.us()
-    found = [_pass(outer, one, device, cost_us) for one in traces for outer in one.spans(PASS)]
+    found = [_pass(outer, one, cost) for one in traces for outer in one.spans(PASS)]
     untold = _tell(found, known)
     if trace is not None:
-        kept = _profiled(forward, device, _SHOWN_PASSES, trace)
-        shown = [_pass(outer, kept, device, 0.0) for outer in kept.spans(PASS)]
+        kept = profiled(forward, device, _SHOWN_PASSES, once_s, trace)
+        shown = [_pass(outer, kept, cost) for outer in kept.spans(PASS)]
         if _tell(shown, known) is None:
             add_layers(shown, trace)
-    return Recorded(found, undisturbed_us, untold, clock=_clock(device, cost_us))
+    return Recorded(found, undisturbed_us, untold, clock=_clock(cost))
 
 
-def _clock(device: torch.device, cost_us: float) -> str:
-    if device.type == "cuda":
+def _clock(cost: Cost) -> str:
+    if cost.device.type == "cuda":
         return (
-            f"durations of kernels as PyTorch's profiler has them; it takes {cost_us:.2f} µs a kernel, measured on kernels "
-            "that do next to nothing and taken off the gaps"
+            "durations of kernels as PyTorch's profiler has them, less what lies within the one before; it takes "
+            f"{cost.kernel_us():.2f} µs a kernel and {cost.operator_us():.2f} an operator, measured on kernels that do next "
+            "to nothing and taken off the gaps"
         )
     return (
-        f"own times of operators as PyTorch's profiler has them; it takes {cost_us:.2f} µs an operator, measured on "
-        "operators that are no part of the model and taken off what they are inside of and the gaps"
+        f"own times of operators as PyTorch's profiler has them; it takes {cost.operator_us():.2f} µs an operator, measured "
+        "on operators that are no part of the model and taken off what they are inside of and the gaps"
     )
 
 
-def _pass(outer: Any, trace: Trace, device: torch.device, cost_us: float) -> Pass:
-    if device.type != "cuda":
-        steps, gaps_us = cpu_steps(trace, outer, cost_us)
-    else:
-        steps, gaps_us = kernel_steps(trace, outer)
-        gaps_us = max(0.0, gaps_us - cost_us * len(steps))
-    return Pass(steps, outer.us, gaps_us)
+def _pass(outer: Span, trace: Trace, cost: Cost) -> Pass:
+    if cost.device.type != "cuda":
+        steps, gaps_us = cpu_steps(trace, outer, cost.operator_us())
+        return Pass(steps, outer.us, gaps_us)
+    steps, gaps_us = kernel_steps(trace, outer)
+    longer_us = cost.kernel_us() * len(steps) + cost.operator_us() * len(inside(trace.operators, outer))
+    return Pass(steps, outer.us, max(0.0, gaps_us - longer_us))
 
 
 def _steps(trace: Trace, device: torch.device) -> list[Any]:
@@ -135,7 +130,13 @@ def _annotated(classifier: Classifier, pixels: Tensor) -> list[Any]:
 
     forward()
     with annotations, torch.inference_mode():
-        return list(_steps(_profiled(forward, device, 1), device)[0][0])
+        return [_gelu(step) for step in _steps(profiled(forward, device, 1), device)[0][0]]
+
+
+def _gelu(step: Step) -> Step:
+    """A pass of the fused engine behind a block's first MLP product is GELU, whatever it rounds to."""
+    behind = step.name in _ROUNDING and (step.layer or "").endswith(".mlp.fc1")
+    return replace(step, kind="elementwise") if behind else step
 
 
 def _bucket(runner: Any, count: int) -> int:
@@ -162,66 +163,3 @@ def _tell(passes: list[Pass], known: list[Any]) -> str | None:
     if told < 0.9 * total:
         return "the annotated pass ran other kernels, or in another order, than the undisturbed ones"
     return None
-
-
-def _profiled(forward: Callable[[], object], device: torch.device, passes: int, kept: Path | None = None) -> Trace:
-    """Passes under the profiler, each annotated as one."""
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
-    wait = wait_for(device)
-    wait()
-    with torch_profile(activities=activities) as profiler:
-        for number in range(passes + 1):
-            # the first pass of each profile pays for what the profiler sets up
-            with record_function(f"{PASS}{number}" if number else "petalite:first"):
-                forward()
-                wait()
-    with tempfile.TemporaryDirectory() as folder:
-        path = kept or Path(folder) / "trace.json"
-        profiler.export_chrome_trace(str(path))
-        return read_trace(path)
-
-
-class _Cost:
-    """What the profiler takes for a step, in microseconds.
-
-    On a GPU of kernels that do next to nothing. On a CPU of small operators and those inside them, between which a large
-    one has put other things in the caches, as happens in a model: with warm caches an event takes half of that.
-    """
-
-    def __init__(self, device: torch.device, graph: bool) -> None:
-        self.device = device
-        self.found_us: list[float] = []
-        one, weight, bias = (torch.zeros(*shape, device=device) for shape in ((1, 8), (8, 8), (8,)))
-        some, more = torch.ones(_BEYOND_CACHES), torch.ones(_BEYOND_CACHES)
-
-        def kernels() -> None:
-            for _ in range(_SMALL):
-                one.add_(1)
-
-        def operators() -> None:
-            for _ in range(_LARGE):
-                some.add_(more)
-                F.linear(one, weight, bias)
-
-        self._probe: Callable[[], object] = kernels if device.type == "cuda" else operators
-        if graph:
-            kernels()
-            wait_for(device)()
-            recorded = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(recorded, capture_error_mode="thread_local"):
-                kernels()
-            self._probe = recorded.replay
-
-    @torch.inference_mode()
-    def round(self) -> None:
-        """Some passes of the probe with and some without the profiler."""
-        wait = wait_for(self.device)
-        trace = _profiled(self._probe, self.device, _PROBED)
-        plain_ms = median(time_forwards(self._probe, wait, samples=_PROBED, seconds=0.0))
-        steps = len(_steps(trace, self.device)[0][0])
-        longer_us = median(one.us for one in trace.spans(PASS)) - 1e3 * plain_ms
-        self.found_us.append(longer_us / max(1, steps))
-
-    def us(self) -> float:
-        """Never below zero, as it comes out where the profiler takes too little to measure."""
-        return max(0.0, median(self.found_us))

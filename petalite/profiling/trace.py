@@ -142,27 +142,42 @@ def cpu_steps(trace: Trace, outer: Span, cost_us: float = 0.0) -> tuple[list[Ste
 def kernel_steps(trace: Trace, outer: Span) -> tuple[list[Step], float]:
     """The kernels that a pass launched, in the order in which they ran, and how long the device had none of them.
 
-    Each has the layer and, where its own name does not tell, the kind of what launched it.
+    Each has the layer and, where its own name does not tell, the kind of what launched it. While two ran at once (one may
+    start early and wait for the end of the one before it) the time is that of the first alone: no moment counts twice.
     """
     launches = {span.correlation: span for span in inside(trace.launches, outer, any_thread=True)}
     layers = _Layers(trace, outer)
-    operators = inside(trace.operators, outer)
-    ran = [span for span in trace.kernels if span.correlation in launches]
-    steps = []
-    busy_us, until = 0.0, outer.start
-    for span in ran:
-        launch = launches[span.correlation]
-        scope: StepKind | None = None
-        for operator in operators:
-            if operator.start > launch.start:
-                break
-            if operator.end >= launch.end:
-                kind = finer_kind(operator.name, scope)
-                scope = kind if kind != "other" else scope
-        steps.append(Step(span.name, finer_kind(span.name, scope), layers.at(launch.start), span.start, span.us))
-        busy_us += max(0.0, span.end - max(span.start, until))
-        until = max(until, span.end)
-    return steps, max(0.0, outer.us - busy_us)
+    scopes = _scopes(inside(trace.operators, outer), launches.values())
+    steps: list[Step] = []
+    until = outer.start
+    for span in trace.kernels:
+        if span.correlation in launches:
+            kind = finer_kind(span.name, scopes[span.correlation])
+            own_us = max(0.0, span.end - max(span.start, until))
+            layer = layers.at(launches[span.correlation].start)
+            steps.append(Step(span.name, kind, layer, span.start, own_us))
+            until = max(until, span.end)
+    return steps, max(0.0, outer.us - sum(step.us for step in steps))
+
+
+def _scopes(operators: Iterable[Span], launches: Iterable[Span]) -> dict[int | None, StepKind | None]:
+    """By correlation: the kind of the operators around each launch, None where they do not tell."""
+    found: dict[int | None, StepKind | None] = {}
+    coming = iter(operators)
+    following = next(coming, None)
+    around: list[tuple[Span, StepKind | None]] = []
+    for launch in sorted(launches, key=lambda span: span.start):
+        while following is not None and following.start <= launch.start:
+            while around and around[-1][0].end <= following.start:
+                around.pop()
+            scope = around[-1][1] if around else None
+            kind = finer_kind(following.name, scope)
+            around.append((following, kind if kind != "other" else scope))
+            following = next(coming, None)
+        while around and around[-1][0].end < launch.end:
+            around.pop()
+        found[launch.correlation] = around[-1][1] if around else None
+    return found
 
 
 class _Layers:

@@ -10,8 +10,9 @@ import torch
 
 from petalite.engine.weights import read_network
 from petalite.profiling.layers import fused_layers, in_their_place, module_layers
+from petalite.profiling.sessions import profiled
 from petalite.profiling.steps import Step
-from petalite.profiling.torch_passes import _profiled, _steps
+from petalite.profiling.torch_passes import _steps
 from petalite.profiling.trace import LAYER
 from tests.tiny import tiny_checkpoint, tiny_pixels
 
@@ -57,7 +58,7 @@ def test_every_layer_of_the_module_is_annotated_and_hooks_go(tmp_path: Path) -> 
     model.load_state_dict(checkpoint.plain_tensors(), assign=True)
     pixels = torch.randn(1, 3, 32, 32)
     with module_layers(model), torch.inference_mode():
-        steps, _ = _steps(_profiled(lambda: model(pixels), CPU, 1), CPU)[0]
+        steps, _ = _steps(profiled(lambda: model(pixels), CPU, 1), CPU)[0]
     found = {step.layer for step in steps if step.kind == "products"}
     inner = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
     assert found == {"patch_embed.proj", "head", *(f"blocks.{block}.{layer}" for block in (0, 1) for layer in inner)}

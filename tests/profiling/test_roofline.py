@@ -103,7 +103,7 @@ def test_ceilings_are_measured_on_a_square_and_on_the_models_shapes(
 @pytest.mark.parametrize(
     ("layer", "group"),
     [("blocks.11.mlp.fc1", "mlp.fc1"), ("blocks.3", "residuals"), ("blocks.1.attn.kv", "attn.qkv"), ("head", "head"),
-     (None, "not told")],
+     (None, "no layer")],
 )  # fmt: skip
 def test_blocks_share_their_layers_names(layer: str | None, group: str) -> None:
     assert group_of(layer) == group

@@ -12,11 +12,11 @@ import torch
 from petalite.engine import load
 from petalite.errors import PetaliteError
 from petalite.measure.latency import nothing
-from petalite.profiling import torch_passes
+from petalite.profiling import cost, torch_passes
 from petalite.profiling.account import account
+from petalite.profiling.sessions import profiled
 from petalite.profiling.steps import Pass, Step
-from petalite.profiling.torch_passes import _Cost, _profiled, _tell, record
-from petalite.profiling.trace import PASS, cpu_steps
+from petalite.profiling.torch_passes import _gelu, _tell, record
 from tests.tiny import tiny_checkpoint
 
 CPU = torch.device("cpu")
@@ -24,19 +24,10 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def _few_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"ROUNDS": 2, "_MOST_PASSES": 4, "_PROBED": 3, "_LARGE": 4, "_SMALL": 8}.items():
+    for name, value in {"ROUNDS": 2, "_MOST_PASSES": 4, "_TRIED_S": 0.0}.items():
         monkeypatch.setattr(torch_passes, name, value)
-
-
-def test_own_times_and_what_lies_between_are_the_passes_wall() -> None:
-    a = torch.randn(64, 64)
-    trace = _profiled(lambda: (a @ a).softmax(-1), CPU, 3)
-    passes = trace.spans(PASS)
-    assert len(passes) == 3
-    for outer in passes:
-        steps, between = cpu_steps(trace, outer)
-        assert sum(step.us for step in steps) + between == pytest.approx(outer.us, rel=1e-3)
-        assert {"aten::mm", "aten::_softmax"} <= {step.name for step in steps}
+    for name, value in {"_GROUPS": 1, "_LARGE": 4, "_SMALL": 8}.items():
+        monkeypatch.setattr(cost, name, value)
 
 
 def test_a_module_is_taken_apart(tmp_path: Path) -> None:
@@ -54,14 +45,12 @@ def test_a_module_is_taken_apart(tmp_path: Path) -> None:
     assert {"blocks.0.attn.qkv", "aten::addmm"} <= {event.get("name") for event in events}
 
 
-def test_what_the_profiler_takes_is_never_less_than_nothing() -> None:
-    cost = _Cost(CPU, graph=False)
-    cost.round()
-    assert cost.us() >= 0
-    cost.found_us = [-1.0, -3.0, 2.0]
-    assert cost.us() == 0.0
-    cost.found_us = [0.2, 9.0, 0.4]
-    assert cost.us() == 0.4
+def test_a_pass_of_rounding_behind_the_first_product_is_gelu() -> None:
+    def kind(name: str, layer: str | None) -> str:
+        return _gelu(Step(name, "quantize", layer, 0, 1)).kind
+
+    assert kind("_flat", "blocks.3.mlp.fc1") == kind("_rows", "blocks.0.mlp.fc1") == "elementwise"
+    assert kind("_flat", "blocks.3.attn.proj") == kind("_flat", None) == kind("nvjet", "blocks.0.mlp.fc1") == "quantize"
 
 
 def one(*names: str) -> Pass:
@@ -85,7 +74,7 @@ def test_a_gpu_whose_counters_are_closed_is_an_error(monkeypatch: pytest.MonkeyP
         forward = staticmethod(given)
 
     monkeypatch.setattr(torch_passes, "wait_for", lambda _: nothing)
-    monkeypatch.setattr(torch_passes, "_profiled", lambda *_: _profiled_on_cpu)
-    _profiled_on_cpu = _profiled(lambda: None, CPU, 1)
+    monkeypatch.setattr(torch_passes, "profiled", lambda *_: without_kernels)
+    without_kernels = profiled(lambda: None, CPU, 1)
     with pytest.raises(PetaliteError, match="CUPTI"):
         record(Pretended(), torch.randn(1, 3, 32, 32), 0.1, nothing, None)  # type: ignore[arg-type]

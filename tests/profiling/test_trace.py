@@ -60,9 +60,34 @@ def test_kernels_belong_to_the_pass_that_launched_them_and_leave_gaps() -> None:
     trace = parse(events)
     steps, gaps = kernel_steps(trace, trace.spans(PASS)[0])
     assert [(step.kind, step.us, step.layer) for step in steps] == [
-        ("products", 30, "head"), ("normalization", 15, None), ("quantize", 10, None),
+        ("products", 30, "head"), ("normalization", 10, None), ("quantize", 10, None),
     ]  # fmt: skip
     assert gaps == 100 - 50
+
+
+def test_a_kernel_that_waits_inside_another_has_no_time_of_its_own() -> None:
+    events = [
+        a_pass(0, 100),
+        *launched("_product", 1, 10, 30, 1),
+        *launched("_norm", 5, 20, 10, 2),
+        *launched("_rows", 7, 38, 12, 3),
+    ]
+    trace = parse(events)
+    steps, gaps = kernel_steps(trace, trace.spans(PASS)[0])
+    assert [step.us for step in steps] == [30, 0, 10]
+    assert sum(step.us for step in steps) + gaps == 100
+
+
+def test_scopes_end_with_their_operators() -> None:
+    norm, linear, nested_copy = (
+        operator("aten::native_layer_norm", 0, 10),
+        operator("aten::linear", 20, 30),
+        operator("aten::copy_", 25, 5),
+    )
+    kernels = [launched("mystery", at, 40 + at, 1, number) for number, at in enumerate((2, 12, 22, 26, 40, 60))]
+    trace = parse([a_pass(0, 200), norm, linear, nested_copy, *(event for pair in kernels for event in pair)])
+    steps, _ = kernel_steps(trace, trace.spans(PASS)[0])
+    assert [step.kind for step in steps] == ["normalization", "other", "products", "products", "products", "other"]
 
 
 def test_a_kernel_that_does_not_say_what_it_is_has_the_kind_of_what_launched_it() -> None:
