@@ -6,20 +6,19 @@ python benchmarks/calibration_time.py vit_large_patch16_224 --format int4 --meth
 from __future__ import annotations
 
 import argparse
-import csv
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from result_files import result_path, write_rows
 
 from petalite import models
 from petalite.calibration import calibrate
 from petalite.checkpoint import read_checkpoint
 from petalite.data import Preprocess
 from petalite.device import resolve_device
-from petalite.measure.environment import environment, hardware
 from petalite.plan import Plan
 from petalite.speed import random_checkpoints
 
@@ -59,13 +58,8 @@ def main() -> None:
                 }
             )
             print(*rows[-1].values(), sep="\t", flush=True)
-    machine = environment()
-    where = hardware(machine).replace(", ", "-").replace(" ", "-").replace("/", "-")
-    path = options.out / f"calibration-time_{options.model}_{where}_torch-{machine['versions']['torch']}.csv"
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    path = result_path(options.out, f"calibration-time_{options.model}")
+    write_rows(path, rows)
     print(path)
 
 

@@ -13,12 +13,12 @@ certified bound, which bounds the drop on all images there could be: a held-out 
 from __future__ import annotations
 
 import argparse
-import csv
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
+from result_files import write_rows
 from torch import Tensor
 
 from petalite.budget.certificate import certificate
@@ -85,10 +85,7 @@ def main() -> None:
             row[f"bound_{100 * confidence:g}"] = round(bound, 4)
             over[confidence] += truth > bound
         rows.append(row)
-    with arguments.out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(arguments.out, rows)
     for confidence, count in over.items():
         print(
             f"{100 * confidence:g} %: the held-out drop exceeds the bound in {count} of {arguments.halvings} halvings"

@@ -13,22 +13,20 @@ the two together allow where both want all cores, 1 / (1/decode + 1/model).
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
+from result_files import result_path, write_rows
 
 from petalite.checkpoint import read_checkpoint
 from petalite.data import Preprocess, load_batches
 from petalite.engine import load
-from petalite.measure.environment import environment, hardware
 from petalite.prediction import predict
 
 COLUMNS = ("checkpoint", "measure", "value", "unit", "note")
@@ -158,16 +156,9 @@ def main() -> None:
         rows += cold_starts(options.checkpoint, photos[0], options.runs, Path(temporary))
         if not options.skip_pipeline:
             rows += pipeline(options.checkpoint, photos, options.batch, Path(temporary))
-    machine = environment()
-    where = hardware(machine).replace(", ", "-").replace(" ", "-").replace("/", "-")
     name = f"{read_checkpoint(options.checkpoint).config['architecture']}-{options.checkpoint.name}"
-    versions = f"torch-{machine['versions']['torch']}-openvino-{metadata.version('openvino')}".replace("+", "-")
-    path = options.out / f"cpu-predict_{name}_{where}_{versions}.csv"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows((options.checkpoint.name, *row) for row in rows)
+    path = result_path(options.out, f"cpu-predict_{name}", "openvino")
+    write_rows(path, [dict(zip(COLUMNS, (options.checkpoint.name, *row), strict=True)) for row in rows], COLUMNS)
     print(path.read_text())
 
 

@@ -15,12 +15,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from result_files import result_path, write_rows
+
 from petalite.checkpoint import read_checkpoint
 from petalite.data import open_data
-from petalite.doctor.machine import describe
 from petalite.errors import PetaliteError
 from petalite.export import TARGETS, export
-from petalite.files import atomic
 
 COLUMNS = (
     *("target", "products", "preprocess", "checkpoint", "status", "reason", "runtime", "images", "top1", "top1_low"),
@@ -39,7 +39,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
     end = time.monotonic() + 60 * options.minutes
-    path = options.out / _name(options)
+    model = str(read_checkpoint(options.plain).config["architecture"]).removesuffix("_patch16_224")
+    path = result_path(options.out, f"exports_{model}-{open_data(options.data).name}")
     rows = _read(path)
     done = {(row["target"], row["products"], row["preprocess"]) for row in rows}
     for target in TARGETS.values():
@@ -49,7 +50,7 @@ def main() -> None:
                     continue
                 checkpoint = options.int8 if products == "int8" else options.plain
                 rows.append(_row(target.name, products, inputs, checkpoint, options))
-                _write(path, rows)
+                write_rows(path, rows, COLUMNS)
                 print(rows[-1], flush=True)
 
 
@@ -75,27 +76,11 @@ def _row(target: str, products: str, inputs: str, checkpoint: Path, options: arg
     }  # fmt: skip
 
 
-def _name(options: argparse.Namespace) -> str:
-    """The CSV's name: the model and data, the hardware, torch's version."""
-    machine = describe()
-    model = str(read_checkpoint(options.plain).config["architecture"]).removesuffix("_patch16_224")
-    processor = f"{machine['cpu']['name']} {machine['cpu']['cores']} cores".replace(" ", "-")
-    torch = machine["versions"]["torch"].split("+")[0]
-    return f"exports_{model}-{open_data(options.data).name}_{processor}_torch-{torch}.csv"
-
-
 def _read(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
-
-
-def _write(path: Path, rows: list[dict[str, Any]]) -> None:
-    with atomic(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 if __name__ == "__main__":

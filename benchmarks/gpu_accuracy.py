@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from result_files import result_path
 from torch import Tensor
 
 from petalite.checkpoint import Checkpoint, read_checkpoint
-from petalite.data import ImageData, load_batches, open_data
+from petalite.data import ImageData, Preprocess, load_batches, open_data
 from petalite.engine import Classifier, load
 from petalite.measure.accuracy import score
-from petalite.measure.environment import environment, hardware
 from petalite.merging import parse_merge
 
 _BATCH = 100  # in no bucket of the engine: padding is part of what is tested
@@ -47,14 +47,13 @@ def settings(arguments: argparse.Namespace) -> list[tuple[str, Checkpoint, str]]
     return found
 
 
-def answers(classifier: Classifier, images: ImageData, splits: tuple[str, ...]) -> tuple[Tensor, Tensor]:
-    """Logits and targets of all photos of some splits."""
+def photos(images: ImageData, splits: tuple[str, ...], preprocess: Preprocess) -> tuple[list[Tensor], Tensor]:
+    """Pixels, batch by batch, and targets of all photos of some splits."""
     samples = [sample for split in splits for sample in images.splits[split]]
-    read = list(load_batches([sample.path for sample in samples], classifier.preprocess, _BATCH))
+    read = list(load_batches([sample.path for sample in samples], preprocess, _BATCH))
     if errors := [message for batch in read for _, message in batch.errors]:
         raise SystemExit(errors[0])
-    logits = torch.cat(list(classifier.stream(batch.pixels for batch in read)))
-    return logits, torch.tensor([sample.target for sample in samples])
+    return [batch.pixels for batch in read], torch.tensor([sample.target for sample in samples])
 
 
 def rows_of(
@@ -90,20 +89,21 @@ def main() -> None:
     arguments = parser.parse_args()
     images, splits = open_data(arguments.data), ("test", "valid")
     reference = load(arguments.checkpoint, arguments.device, compute="fp32", engine="module")
-    base, targets = answers(reference, images, splits)
+    pixels, targets = photos(images, splits, reference.preprocess)
+    base = torch.cat(list(reference.stream(pixels)))
     test = len(images.splits["test"])
-    rows = rows_of("fp32", reference, read_checkpoint(arguments.checkpoint), base, base, targets, test)
-    for name, checkpoint, compute in settings(arguments):
-        classifier = load(checkpoint, arguments.device, compute=compute, engine="fused")
-        logits, _ = answers(classifier, images, splits)
-        rows += rows_of(name, classifier, checkpoint, logits, base, targets, test)
-    machine = environment()
-    where = hardware(machine).replace(", ", "-").replace(" ", "-").replace("/", "-")
-    path = arguments.out / f"gpu-accuracy_{where}_torch-{machine['versions']['torch']}.csv".replace("+", "-")
+    path = result_path(arguments.out, "gpu-accuracy")
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(rows_of("fp32", reference, read_checkpoint(arguments.checkpoint), base, base, targets, test))
+        for name, checkpoint, compute in settings(arguments):
+            classifier = load(checkpoint, arguments.device, compute=compute, engine="fused")
+            if classifier.preprocess != reference.preprocess:
+                raise SystemExit(f"{name} sees other pixels than {arguments.checkpoint}")
+            logits = torch.cat(list(classifier.stream(pixels)))
+            writer.writerows(rows_of(name, classifier, checkpoint, logits, base, targets, test))
+            file.flush()  # what was measured is kept, whatever happens
     print(path)
 
 

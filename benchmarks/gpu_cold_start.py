@@ -9,7 +9,6 @@ checkpoint (random weights) lies in the page cache. Each run imports, loads, and
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import subprocess
@@ -17,6 +16,8 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from result_files import result_path, write_rows
 
 from petalite.measure.environment import environment, hardware
 from petalite.speed import random_checkpoints
@@ -78,13 +79,8 @@ def main() -> int:
             row |= {key: round(value, 3) if isinstance(value, float) else value for key, value in found.items()}
             rows.append(row | {"hardware": hardware(machine), "torch": machine["versions"]["torch"]})
             print(rows[-1], flush=True)
-    where = hardware(machine).replace(", ", "-").replace(" ", "-").replace("/", "-")
-    path = options.out / f"gpu-cold-start_{where}_torch-{machine['versions']['torch']}.csv".replace("+", "-")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    path = result_path(options.out, "gpu-cold-start")
+    write_rows(path, rows)
     print(path)
     return 0
 

@@ -35,6 +35,7 @@ from gpu_candidates import ANCHORS, CANDIDATES, Candidate, Materials, random_ima
 from gpu_rounds import ROUNDS, DeviceLost, Run, figures, load_candidate, measure, prepare, product_rates
 from gpu_waterfall import COLUMNS as WATERFALL_COLUMNS
 from gpu_waterfall import agreement, random_rows, real_rows
+from result_files import result_path
 from torch import Tensor
 
 from petalite.device import resolve_device
@@ -291,9 +292,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was measured is written
     machine = machine_columns()
-    where = machine["hardware"].replace(", ", "-").replace(" ", "-").replace("/", "-")
-    kind = "gpu-waterfall" if options.waterfall else "gpu-peers"
-    path = options.out / f"{kind}_{where}_torch-{machine['torch']}.csv".replace("+", "-")
+    path = result_path(options.out, "gpu-waterfall" if options.waterfall else "gpu-peers")
     table = Table(path, WATERFALL_COLUMNS if options.waterfall else COLUMNS, machine)
     ends = time.monotonic() + 60 * options.minutes
     call = Call(

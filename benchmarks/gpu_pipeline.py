@@ -28,6 +28,7 @@ import torch
 from gpu_candidates import TINY, random_images, random_materials
 from gpu_rounds import wait_for
 from PIL import Image
+from result_files import result_path
 from torch import Tensor
 
 from petalite.checkpoint import write_checkpoint
@@ -211,8 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         checkpoint = options.checkpoint or made_checkpoint(options.model, options.format, folder / "checkpoints")
         files = expand(options.images) if options.images else made_files(folder / "files", 64, (height, width))
         found = rows(options, checkpoint, list(islice(cycle(files), options.count)))
-    where = hardware(machine).replace(", ", "-").replace(" ", "-").replace("/", "-")
-    path = options.out / f"gpu-pipeline_{where}_torch-{machine['versions']['torch']}.csv".replace("+", "-")
+    path = result_path(options.out, "gpu-pipeline")
     path.parent.mkdir(parents=True, exist_ok=True)
     weights = str(options.checkpoint or f"{options.model} (random weights)")
     fresh = not path.exists()

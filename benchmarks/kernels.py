@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import math
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -29,6 +28,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import triton
+from result_files import write_rows
 from torch import Tensor
 
 from petalite.engine import kernels
@@ -345,10 +345,7 @@ def main() -> None:
                     for row in found:
                         show(row, head=not rows)
                         rows.append(row | {"copy_tb_s": round(bandwidth / 1e12, 3), **machine})
-    with options.out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(options.out, rows)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import multiprocessing
 import os
 import time
@@ -26,6 +25,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from result_files import write_rows
 from torch import Tensor
 
 from petalite.attention import BACKENDS
@@ -357,11 +357,7 @@ def main() -> None:
         print(f"    ({shape.dtype!r}, {shape.layer!r}, {shape.batch}): {python_of(config)},  # {took:.1f}")
     print(f"}}\n{time.perf_counter() - started:.0f} s")
     if options.out:
-        with options.out.open("w", newline="") as file:
-            names = ["layer", "batch", "dtype", "way", "us", "tflops", "error", "reason"]
-            writer = csv.DictWriter(file, names)
-            writer.writeheader()
-            writer.writerows(rows)
+        write_rows(options.out, rows, ["layer", "batch", "dtype", "way", "us", "tflops", "error", "reason"])
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ run, its start and its end included: one that ends before its moment is compared
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
 import json
 import os
@@ -24,7 +23,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from petalite.measure.environment import environment, hardware
+from result_files import result_path, write_rows
+
 from petalite.prediction.parts import Parts
 from petalite.prediction.sources import entries
 from petalite.prediction.tables import table_of
@@ -132,17 +132,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def write(rows: list[dict[str, Any]], options: argparse.Namespace, summary: dict[str, Any]) -> None:
     """The CSV: a line an event."""
-    machine = environment()
-    where = hardware(machine).replace(", ", "-").replace(" ", "-").replace("/", "-")
-    name = f"predict-kills{'_' if options.name else ''}{options.name}_{where}_torch-{machine['versions']['torch']}.csv"
-    options.out.mkdir(parents=True, exist_ok=True)
+    path = result_path(options.out, f"predict-kills{'_' if options.name else ''}{options.name}")
     columns = ["event", "after_s", "images_kept", "images_per_s", "outcome"]
     ran = {"engine": summary["info"]["engine"], "compute": summary["info"]["compute"], "format": options.ending[1:]}
-    with (options.out / name).open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [*columns, *ran], restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({**row, **ran} for row in rows)
-    print(options.out / name)
+    write_rows(path, [{**row, **ran} for row in rows], [*columns, *ran])
+    print(path)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ Both have to write the same file, byte for byte. Seconds are those of the whole 
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
 import json
 import os
@@ -23,8 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-
-from petalite.measure.environment import environment, hardware
+from result_files import result_path, write_rows
 
 
 def predicted(options: argparse.Namespace, out: Path, on: str, killed: list[float]) -> dict[str, Any]:
@@ -82,15 +80,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             rows.append({"on": on, **{name: summary[name] for name in names}, "worker_killed_after_s": at, **ran})
             rows[-1]["outcome"] = "the same" if digests[-1] == digests[0] else "DIFFERENT"
             print(rows[-1], flush=True)
-    machine = environment()
-    where = hardware(machine).replace(", ", "-").replace(" ", "-").replace("/", "-")
-    name = f"predict-ray{'_' if options.name else ''}{options.name}_{where}_torch-{machine['versions']['torch']}.csv"
-    options.out.mkdir(parents=True, exist_ok=True)
-    with (options.out / name).open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    print(options.out / name)
+    path = result_path(options.out, f"predict-ray{'_' if options.name else ''}{options.name}")
+    write_rows(path, rows)
+    print(path)
     return 0 if len(set(digests)) == 1 and rows[-1]["worker_killed_after_s"] else 1
 
 

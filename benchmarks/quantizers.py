@@ -12,13 +12,13 @@ own, so that bytes are equal. `--also NAME=FOLDER` adds checkpoints made elsewhe
 from __future__ import annotations
 
 import argparse
-import csv
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from result_files import write_rows
 from torch import Tensor
 
 from petalite import models
@@ -89,10 +89,7 @@ def main() -> None:
         rows.append(row(built.plan.format, name, built, parent, images, base, device, None))
         print(*rows[-1].values(), sep="\t", flush=True)
     if arguments.out:
-        with arguments.out.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        write_rows(arguments.out, rows, COLUMNS)
 
 
 def outputs(checkpoint: Checkpoint, images: ImageData, device: torch.device) -> Tensor:

@@ -12,12 +12,14 @@ import argparse
 import tempfile
 from pathlib import Path
 
+from result_files import result_path
+
 from petalite.files import write_json
 from petalite.measure.bench import Variant, benchmark
-from petalite.measure.environment import environment, hardware
+from petalite.measure.environment import environment
+from petalite.measure.names import parse_variant
 from petalite.measure.tables import write_benchmark_csv
 from petalite.speed import random_checkpoints
-from petalite.study import parse_variant
 
 VARIANTS = "fp32,nf4-fa2,int8-fa2,nf4-efficient,int8-efficient,nf4-sdpa,int8-sdpa,fp16,fp16-fa2,bf16,bf16-fa2"
 
@@ -51,11 +53,10 @@ def main() -> None:
     for row in rows:  # a temporary folder's name says nothing
         row["checkpoint"] = f"{options.model} (random weights), {row['format']}"
     machine = environment()
-    where = hardware(machine).replace(", ", "-").replace(" ", "-").replace("/", "-")
-    name = f"reference-variants_{options.model}_{where}_torch-{machine['versions']['torch']}".replace("+", "-")
-    write_benchmark_csv(rows, options.out / f"{name}.csv", machine)
-    write_json(options.out / f"{name}.json", {"environment": machine, "variants": rows})
-    print(options.out / f"{name}.csv")
+    path = result_path(options.out, f"reference-variants_{options.model}")
+    write_benchmark_csv(rows, path, machine)
+    write_json(path.with_suffix(".json"), {"environment": machine, "variants": rows})
+    print(path)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@
     python benchmarks/serve_load.py runs/q/int8-channel --total                # adds up the slices in the CSV
 
 Each run is a row of the CSV, so that 100,000 requests may be sent in slices. `direct` is the same decoding and the same
-engine in as many processes, with no server between, measured in the same run before and after the load.
+engine in as many processes of as many threads, with no server between, measured in the same run before and after the load.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import csv
 import multiprocessing
-import platform
 import time
 from array import array
 from collections import Counter
@@ -23,6 +22,7 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
+from result_files import machine_name
 from serve_client import Client, photo_requests
 from serve_faults import faults
 from serve_server import Server
@@ -138,8 +138,8 @@ def direct(options: argparse.Namespace, processes: int, max_batch: int, max_pixe
     if not options.direct:
         return 0.0
     context = multiprocessing.get_context("spawn")
-    barrier = context.Barrier(processes + 1)
-    each = options.direct // processes
+    barrier = context.Barrier(processes + 1, timeout=120)  # one that could not begin is not waited for
+    each = max_batch * max(1, options.direct // (processes * max_batch))  # whole batches: the server's are full as well
     arguments = (options.checkpoint, options.photos, each, max_batch, max_pixels, processes, barrier)
     running = [context.Process(target=_direct, args=arguments) for _ in range(processes)]
     for process in running:
@@ -159,10 +159,12 @@ def _direct(
     import torch
 
     from petalite.engine import load as load_checkpoint
+    from petalite.engine.threads import usable_threads
     from petalite.serve.pixels import read_pixels
-    from petalite.serve.settings import cores
 
-    classifier = load_checkpoint(checkpoint, threads=max(1, cores() // processes))
+    threads = max(1, usable_threads() // processes)
+    torch.set_num_threads(threads)  # as the server tells its workers: what resizes images would take every core, twice
+    classifier = load_checkpoint(checkpoint, threads=threads)
     files = sorted(photos.rglob("*.jpg"))
     bodies = [files[index % len(files)].read_bytes() for index in range(images)]
     classifier.logits(torch.zeros(max_batch, 3, *classifier.info.image_size, dtype=torch.uint8))
@@ -218,17 +220,8 @@ def memory(server: Server, seconds: float) -> dict[str, float]:
 
 def path_of(options: argparse.Namespace, name: str) -> Path:
     """The CSV of this processor and these versions."""
-    processor = next(
-        (
-            line.partition(":")[2].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if "model name" in line
-        ),
-        platform.machine(),
-    )
-    hardware = "-".join(f"{processor} {multiprocessing.cpu_count()} cores".split())
     versions = "_".join(f"{package}-{metadata.version(package)}" for package in ("torch", "uvicorn"))
-    return Path(options.out / f"{name}_{options.checkpoint.name}_{hardware}_{versions}.csv")
+    return Path(options.out / f"{name}_{options.checkpoint.name}_{machine_name()}_{versions}.csv")
 
 
 def write(options: argparse.Namespace, name: str, rows: list[dict[str, Any]]) -> None:

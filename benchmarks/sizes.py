@@ -6,9 +6,10 @@ python benchmarks/sizes.py vit_large_patch16_224 --formats nf4,int4,int4-sym,int
 from __future__ import annotations
 
 import argparse
-import csv
 import tempfile
 from pathlib import Path
+
+from result_files import write_rows
 
 from petalite.checkpoint import read_checkpoint
 from petalite.quantization import quantize
@@ -43,10 +44,7 @@ def main() -> None:
                 )
                 print(*rows[-1].values(), sep="\t", flush=True)
     path = options.out / f"sizes_{options.model}.csv"
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(path, rows)
     print(path)
 
 

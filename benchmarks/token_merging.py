@@ -10,7 +10,6 @@ the median, over the rounds, of a setting's time divided by that of no merging i
 from __future__ import annotations
 
 import argparse
-import csv
 import tempfile
 import time
 from dataclasses import replace
@@ -19,13 +18,13 @@ from statistics import median
 from typing import Any
 
 import torch
+from result_files import result_path, write_rows
 
 from petalite.checkpoint import Checkpoint, read_checkpoint
 from petalite.data import load_batches, open_data
 from petalite.engine import Classifier, load
 from petalite.evaluation import check_classes
 from petalite.measure.accuracy import score
-from petalite.measure.environment import environment, hardware
 from petalite.merging import parse_merge
 from petalite.speed import random_checkpoints
 
@@ -106,13 +105,8 @@ def main() -> None:
             ratios = time_ratios(model, batch_size, settings, options)
             for row in rows:
                 row[f"time_ratio_{model}_batch{batch_size}"] = round(ratios[row["merge"]], 4)
-    machine = environment()
-    where = hardware(machine).replace(", ", "-").replace(" ", "-").replace("/", "-")
-    path = options.out / f"token-merging_{options.compute}_{where}_torch-{machine['versions']['torch']}.csv"
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    path = result_path(options.out, f"token-merging_{options.compute}")
+    write_rows(path, rows)
     print(path)
 
 

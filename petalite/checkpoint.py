@@ -103,7 +103,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     count that the head does not have, a plan that the tensors do not follow, an unsupported architecture.
     """
     path = Path(path)
-    config = _read_config(path)
+    config = read_config(path)
     if is_transformers_folder(path):
         config, tensors = read_transformers_vit(path)
         plan = _plain_plan(config, tensors)
@@ -203,7 +203,8 @@ def tensor_hash(tensor: Tensor) -> str:
     return digest.hexdigest()
 
 
-def _read_config(path: Path) -> models.Config:
+def read_config(path: Path) -> models.Config:
+    """The configuration of the checkpoint folder `path`, whatever it says. Raises PetaliteError where it has none."""
     if not path.exists():
         raise PetaliteError(f"{path} does not exist")
     if not path.is_dir():
@@ -212,7 +213,9 @@ def _read_config(path: Path) -> models.Config:
         raise PetaliteError(f"{path} is not a checkpoint: config.json is missing; expected timm's hub layout")
     config = read_json(path / "config.json")
     if not isinstance(config, dict):
-        raise PetaliteError(f"{path / 'config.json'} holds a {type(config).__name__}, not an object")
+        raise PetaliteError(
+            f"{path / 'config.json'} holds a {type(config).__name__}, not an object; write the checkpoint again"
+        )
     return config
 
 

@@ -121,24 +121,27 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "petalite"
 
 
-def prepare_out(out: Path, *, resume: bool = False, force: bool = False) -> Path:
+#: What only folders hold that Petalite made.
+_MARKS = ("run.json", "results.json", "config.json", "profile.json", "train", "ablation")
+
+
+def prepare_out(out: Path, *, resume: bool | None = None, force: bool = False) -> Path:
     """Check that the output folder may be written: missing, empty, or allowed by `resume` or `force`.
 
-    `force` empties the folder, but only one that Petalite made (it holds `run.json`, `results.json`, `config.json`,
-    `train` or `ablation`): anything else is refused rather than deleted. The folder itself is made by the first file written.
+    resume: None where the work cannot be resumed. `force` empties the folder, but only one that Petalite made (it holds
+    one of `_MARKS`): anything else is refused rather than deleted. The folder itself is made by the first file written.
     """
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise PetaliteError(f"{out} is a file; --out needs a folder")
     if out.is_dir() and any(out.iterdir()):
         if force:
-            if not any(
-                (out / mark).exists() for mark in ("run.json", "results.json", "config.json", "train", "ablation")
-            ):
+            if not any((out / mark).exists() for mark in _MARKS):
                 raise PetaliteError(f"{out} does not look like an output of petalite; --force will not empty it")
             shutil.rmtree(out)
         elif not resume:
-            raise PetaliteError(f"{out} is not empty; add --resume to go on with it or --force to start again")
+            other = "add --resume to go on with it or" if resume is not None else "name another folder, or add"
+            raise PetaliteError(f"{out} is not empty; {other} --force to start again")
         else:
             _clear_leftovers(out)
     return out

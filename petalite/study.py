@@ -23,25 +23,26 @@ import torch
 from torch import Tensor
 
 from petalite.ablation import ablate, check_formats
-from petalite.attention import BACKENDS
 from petalite.checkpoint import read_checkpoint
 from petalite.console import say, warn
 from petalite.data import DataReport, ImageData, check_data, open_data
-from petalite.device import COMPUTES, resolve_device
-from petalite.engine import ENGINES, OWN_ATTENTION, load
-from petalite.errors import Incomplete, PetaliteError, did_you_mean
+from petalite.device import resolve_device
+from petalite.engine import load
+from petalite.errors import Incomplete, PetaliteError
 from petalite.evaluation import logits_of
 from petalite.files import atomic, disk_bytes, prepare_out, read_json, sha256, write_json
-from petalite.formats import FORMATS, get_format
+from petalite.formats import get_format
 from petalite.measure.accuracy import score
 from petalite.measure.bench import Variant, benchmark
 from petalite.measure.environment import environment
+from petalite.measure.names import parse_variant
+from petalite.plan import select
 from petalite.prediction import rows_of, write_predictions
 from petalite.quantization import quantize
-from petalite.recipe import REFERENCE_VARIANTS, Recipe
+from petalite.recipe import Recipe
 from petalite.report import recommend, write_report
 from petalite.results import results_of, write_csv
-from petalite.training import check_start, train
+from petalite.training import check_start, layers_of, start_checkpoint, train_from
 
 
 def run(
@@ -65,33 +66,11 @@ def run(
     if recipe.train.method == "qat":
         raise PetaliteError("a study starts from plain weights; recover a quantized checkpoint with `petalite train`")
     check_start(recipe.model, recipe.pretrained)
+    select(recipe.keep, layers_of(recipe.model, recipe.model_args))
     if recipe.ablation:
         check_formats(recipe.ablation)
     folder = prepare_out(Path(out), resume=resume, force=force)
     return _Study(recipe, variants, images, folder, device, command).run()
-
-
-def parse_variant(name: str) -> tuple[str, str, str, str]:
-    """(format, attention, compute, engine) of a variant's name, FORMAT[-ATTENTION[-COMPUTE[-ENGINE]]]; `auto` where not named.
-
-    The reference's five run in plain modules, as the reference ran them, unless they name an engine.
-    """
-    parts = name.split("-")
-    cuts = [
-        cut for cut in range(len(parts), 0, -1) if "-".join(parts[:cut]) in FORMATS
-    ]  # a format's name may hold hyphens
-    format = get_format("-".join(parts[: cuts[0]]) if cuts else parts[0]).name
-    words = parts[cuts[0] :]
-    kinds = ((*BACKENDS, OWN_ATTENTION, "auto"), (*COMPUTES, "auto"), ENGINES)
-    for place, word in enumerate(words):
-        known = kinds[place] if place < len(kinds) else ()
-        if word not in known:
-            raise PetaliteError(
-                f"variant '{name}': '{word}' is not known there{did_you_mean(word, known)}; a variant is FORMAT, "
-                "FORMAT-ATTENTION, FORMAT-ATTENTION-COMPUTE or FORMAT-ATTENTION-COMPUTE-ENGINE, e.g. nf4-fa2"
-            )
-    attention, compute, engine = [*words, "auto", "auto", "auto"][:3]
-    return format, attention, compute, "module" if name in REFERENCE_VARIANTS else engine
 
 
 @dataclass
@@ -150,7 +129,6 @@ class _Study:
             warn(f"{len(self.report.unreadable)} unreadable images are left out of the study")
             self.images = self.images.without(self.report.unreadable)
         self.record["data"] = _described(self.images, self.report)
-        self._save()
 
     def _train(self) -> None:
         recipe = self.recipe
@@ -161,21 +139,22 @@ class _Study:
             recipe.pretrained, recipe.image_size, recipe.model_args, recipe.seed,
         )  # fmt: skip
 
+        outputs = [self._checkpoint("fp32")]
+        if self._done("train", inputs, outputs):
+            start = None
+        else:  # before anything is written: where a download fails, the folder is as it was
+            start = start_checkpoint(
+                recipe.model, recipe.train.method, pretrained=recipe.pretrained, classes=self.images.classes,
+                image_size=recipe.image_size or None, model_args=recipe.model_args, seed=recipe.seed,
+            )  # fmt: skip
+        self._save()
+
         def work() -> None:
-            checkpoint = train(
-                self.images,
-                recipe.model,
-                self.out,
-                recipe.train,
-                pretrained=recipe.pretrained,
-                image_size=recipe.image_size or None,
-                model_args=recipe.model_args,
-                seed=recipe.seed,
-                device=self.device,
-            )
+            assert start is not None
+            checkpoint = train_from(start, self.images, self.out, recipe.train, seed=recipe.seed, device=self.device)
             say(f"train: written to {checkpoint.path}")
 
-        self._step("train", inputs, [self._checkpoint("fp32")], work)
+        self._step("train", inputs, outputs, work)
 
     def _formats(self) -> None:
         for name in dict.fromkeys(format for format, *_ in self.variants.values()):
@@ -348,11 +327,10 @@ class _Study:
 
     def _step(self, name: str, inputs: str, outputs: Sequence[Path], work: Callable[[], None]) -> None:
         """Do a step unless it was done with the same inputs and its outputs are still there."""
-        done = self.steps.get(name, {})
-        if done.get("status") == "done" and done.get("inputs") == inputs and all(path.exists() for path in outputs):
+        if self._done(name, inputs, outputs):
             say(f"{name}: up to date")
             return
-        if name == "train" and done.get("inputs") not in (None, inputs):
+        if name == "train" and self.steps.get(name, {}).get("inputs") not in (None, inputs):
             shutil.rmtree(self.out / "train", ignore_errors=True)
         self.steps[name] = {"status": "running", "inputs": inputs}
         self._save()
@@ -365,6 +343,10 @@ class _Study:
             raise
         self.steps[name] = {"status": "done", "inputs": inputs, "seconds": round(time.monotonic() - started, 2)}
         self._save()
+
+    def _done(self, name: str, inputs: str, outputs: Sequence[Path]) -> bool:
+        done = self.steps.get(name, {})
+        return (done.get("status"), done.get("inputs")) == ("done", inputs) and all(path.exists() for path in outputs)
 
     def _save(self) -> None:
         write_json(self.out / "run.json", {**self.record, "steps": self.steps})

@@ -23,7 +23,15 @@ import torch
 from torch import Tensor, nn
 
 from petalite import models
-from petalite.checkpoint import WEIGHTS, Checkpoint, find_problems, read_checkpoint, read_tensors, tensor_hash
+from petalite.checkpoint import (
+    WEIGHTS,
+    Checkpoint,
+    find_problems,
+    read_checkpoint,
+    read_config,
+    read_tensors,
+    tensor_hash,
+)
 from petalite.data.preprocess import Preprocess
 from petalite.errors import PetaliteError
 from petalite.files import read_json, sha256
@@ -100,7 +108,7 @@ class VerifyReport:
 def verify(path: str | Path) -> VerifyReport:
     """Verify a checkpoint folder. Never raises for what the folder holds: every defect is a finding."""
     report = VerifyReport(Path(path))
-    config = report.attempt("config.json", lambda: _read_config(report.path))
+    config = report.attempt("config.json", lambda: read_config(report.path))
     if config is None:
         return report
     if report.attempt("config.json", lambda: is_transformers_folder(report.path)):
@@ -115,17 +123,6 @@ def verify(path: str | Path) -> VerifyReport:
     if checkpoint is not None:
         _check_content(report, checkpoint)
     return report
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    if not path.is_dir():
-        raise PetaliteError(f"{path} is not a folder; a checkpoint is a folder with config.json and {WEIGHTS}")
-    if not (path / "config.json").is_file():
-        raise PetaliteError(f"{path} is not a checkpoint: config.json is missing")
-    config = read_json(path / "config.json")
-    if not isinstance(config, dict):
-        raise PetaliteError(f"config.json holds a {type(config).__name__}, not an object; write the checkpoint again")
-    return config
 
 
 def _wrong_settings(config: Mapping[str, Any]) -> list[str]:

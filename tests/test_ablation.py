@@ -292,7 +292,7 @@ def test_changed_images_or_weights_are_not_mixed_with_old_answers(tmp_path: Path
         ({"formats": ["nf5"]}, r"unknown format 'nf5' \(did you mean 'nf4'\?\)"),
         ({"formats": ["fp16"]}, "fp16 keeps every layer as it is"),
         ({"formats": []}, "formats is empty"),
-        ({"split": "tset"}, "unknown split 'tset'; images has train, valid, test"),
+        ({"split": "tset"}, "unknown split 'tset' .did you mean 'test'.*; images has train, valid, test"),
         ({"layers": ["blocks.3"]}, "'blocks.3' names no layer"),
         ({"layers": ["head"]}, "'head' is in 16 bits in every setting"),
         ({"batch_size": 0}, "a batch of 0 images"),

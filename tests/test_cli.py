@@ -33,6 +33,8 @@ __all__ = ["checkpoint", "images", "petalite"]
         (["run", "--data", "d", "--model", "m", "--epochs", "0"], "train.epochs must be at least 1"),
         (["data", "fetch", "flowers"], "did you mean 'flowers102'?"),
         (["ls", "format"], "did you mean 'formats'?"),
+        (["data", "chek"], "did you mean 'check'?); `petalite data --help` lists them"),
+        (["evaluate", "c", "--data", "digits", "--split", "tests"], "unknown split 'tests' (did you mean 'test'?)"),
     ],
 )
 def test_wrong_use_is_one_line(

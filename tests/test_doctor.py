@@ -116,7 +116,7 @@ def test_a_checkpoint_is_verified_too(tmp_path: Path) -> None:
     assert report["checkpoint"]["ok"] is False
     text = render(report)
     assert "checkpoint …/model" in text
-    assert "is not a folder" in text
+    assert "does not exist" in text
     assert "private" not in text
 
 

@@ -52,6 +52,8 @@ def test_json_has_no_nan(tmp_path: Path) -> None:
 def test_only_an_output_of_petalite_is_emptied(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("")
     with pytest.raises(PetaliteError, match=r"is not empty; add --resume .* or --force"):
+        prepare_out(tmp_path, resume=False)
+    with pytest.raises(PetaliteError, match="is not empty; name another folder, or add --force"):
         prepare_out(tmp_path)
     with pytest.raises(PetaliteError, match="does not look like an output of petalite"):
         prepare_out(tmp_path, force=True)

@@ -1,6 +1,6 @@
 """Data flows one way: no module imports anything to the right of it, and each stays small and says what it is.
 
-`python tests/test_structure.py`, a step of `make lint`, prints every module that breaks a rule, without running a test.
+`python tests/test_structure.py`, a step of `make lint`, prints every file that breaks a rule, without running a test.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).resolve().parents[1] / "petalite"
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "petalite"
 MAX_LINES = 400
 
 #: The rooms from left to right; a module may import from its own row and from the rows above it.
@@ -49,6 +50,8 @@ LATE = {
 
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 NAMES = [str(path.relative_to(PACKAGE)) for path in MODULES]
+#: What stands beside the package: as small, but free to import what it likes.
+BESIDE = sorted(path for folder in ("tests", "benchmarks") for path in (ROOT / folder).rglob("*.py"))
 
 
 def room(path: Path) -> str:
@@ -103,17 +106,19 @@ def heavy_at_import(path: Path) -> list[str]:
     return [f"{name} is imported with the module; import it inside the function" for name in sorted(early & forbidden)]
 
 
-def long_or_silent(path: Path) -> list[str]:
-    """Whether a module has grown too long, or does not say what it is."""
-    text = path.read_text()
-    lines = len(text.splitlines())
-    problems = [f"{lines} lines; a file this long probably holds two ideas"] if lines > MAX_LINES else []
-    if not ast.get_docstring(ast.parse(text)):
-        problems.append("a module opens with what it is, why, and an example")
-    return problems
+def too_long(path: Path) -> list[str]:
+    """Whether a file has grown too long."""
+    lines = len(path.read_text().splitlines())
+    return [f"{lines} lines; a file this long probably holds two ideas"] if lines > MAX_LINES else []
 
 
-RULES = (against_the_flow, heavy_at_import, long_or_silent)
+def silent(path: Path) -> list[str]:
+    """Whether a module does not say what it is."""
+    told = ast.get_docstring(ast.parse(path.read_text()))
+    return [] if told else ["a module opens with what it is, why, and an example"]
+
+
+RULES = (against_the_flow, heavy_at_import, too_long, silent)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=NAMES)
@@ -128,7 +133,12 @@ def test_heavy_packages_are_imported_late(path: Path) -> None:
 
 @pytest.mark.parametrize("path", MODULES, ids=NAMES)
 def test_a_module_is_small_and_says_what_it_is(path: Path) -> None:
-    assert long_or_silent(path) == []
+    assert too_long(path) + silent(path) == []
+
+
+def test_so_are_tests_and_benchmarks() -> None:
+    assert {path.parent.name for path in BESIDE} >= {"benchmarks", "tests", "engine"}
+    assert [f"{path.relative_to(ROOT)}: {problem}" for path in BESIDE for problem in too_long(path)] == []
 
 
 def test_the_checks_see_what_they_forbid() -> None:
@@ -149,20 +159,27 @@ def test_the_lint_step_says_which_module_breaks_which_rule(
     broken = tmp_path / "formats" / "nf5.py"
     broken.write_text("import matplotlib\nfrom petalite import study\n" + "\n" * MAX_LINES)
     monkeypatch.setitem(globals(), "MODULES", [broken, tmp_path / "nowhere.py"])
+    long = tmp_path / "tests" / "test_all.py"
+    long.parent.mkdir()
+    long.write_text("\n" * (MAX_LINES + 1))
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    monkeypatch.setitem(globals(), "BESIDE", [long])
     assert main() == 1
     printed = capsys.readouterr().out.splitlines()
-    assert [line.partition(": ")[0] for line in printed] == ["petalite/formats/nf5.py"] * 4 + ["petalite/nowhere.py"]
+    named = ["petalite/formats/nf5.py"] * 4 + ["petalite/nowhere.py", "tests/test_all.py"]
+    assert [line.partition(": ")[0] for line in printed] == named
     assert "formats imports study" in printed[0] and "matplotlib" in printed[1] and "402 lines" in printed[2]
 
 
 def main() -> int:
-    """Print every module that breaks a rule; 1 when there is one."""
+    """Print every file that breaks a rule; 1 when there is one."""
     problems = [
         f"petalite/{path.relative_to(PACKAGE)}: {problem}"
         for path in MODULES
         for rule in RULES
         for problem in rule(path)
     ]
+    problems += [f"{path.relative_to(ROOT)}: {problem}" for path in BESIDE for problem in too_long(path)]
     print("\n".join(problems), end="\n" if problems else "")
     return 1 if problems else 0
 

@@ -7,13 +7,15 @@ import json
 from pathlib import Path
 
 import pytest
+import timm
 
 from petalite import study
 from petalite.errors import Incomplete, PetaliteError
 from petalite.files import read_json
+from petalite.measure.names import parse_variant
 from petalite.recipe import MeasureRecipe, Recipe, TrainRecipe
-from petalite.study import parse_variant, run
-from tests.tiny import CLASSES, tiny_checkpoint, tiny_images
+from petalite.study import run
+from tests.tiny import ARGUMENTS, CLASSES, tiny_checkpoint, tiny_images
 
 VARIANTS = ("fp32", "nf4-fa2", "int8-sdpa", "fp32-cudnn")
 
@@ -103,7 +105,7 @@ def test_predictions_name_classes(done: Path) -> None:
 
 
 def test_nothing_is_done_twice(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for work in ("train", "quantize", "load", "benchmark", "write_report"):
+    for work in ("start_checkpoint", "train_from", "quantize", "load", "benchmark", "write_report"):
         monkeypatch.setattr(study, work, lambda *_, work=work, **__: pytest.fail(f"{work} was done again"))
     # the variant that cannot run is asked again: the machine may have changed
     monkeypatch.setattr(study, "load", lambda *_, **__: (_ for _ in ()).throw(PetaliteError("still cannot")))
@@ -114,7 +116,7 @@ def test_nothing_is_done_twice(done: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_changed_recipe_repeats_only_what_it_touches(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(study, "train", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(study, "train_from", lambda *_, **__: pytest.fail("trained again"))
     quantized: list[str] = []
     original = study.quantize
     monkeypatch.setattr(study, "quantize", lambda *a, **k: (quantized.append(a[1]), original(*a, **k))[1])
@@ -150,10 +152,38 @@ def test_an_ablation_is_a_step_of_its_own(tmp_path: Path, monkeypatch: pytest.Mo
     assert "The step “ablation” failed: out of memory" in (out / "report" / "index.html").read_text()
 
 
+def test_a_layer_that_is_not_there_is_refused_before_training(tmp_path: Path) -> None:
+    named = {"model": "vit_tiny_patch16_224", "model_args": {"depth": 2}}
+    for changes, blocks in (({}, 1), (named, 1), ({"model": "vit_tiny_patch16_224"}, 11)):
+        with pytest.raises(PetaliteError, match=rf"'blok\.1' names no layer .*'blocks\.1'.* blocks\.{blocks}$"):
+            run(recipe_for(tmp_path, keep=("first_last", "blok.1"), **changes), tmp_path / "out", device="cpu")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_format_that_cannot_be_ablated_is_refused_first(tmp_path: Path) -> None:
     with pytest.raises(PetaliteError, match="nothing to ablate; name nf4"):
         run(recipe_for(tmp_path, ablation=("bf16",)), tmp_path / "out", device="cpu")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_download_that_fails_leaves_nothing_and_needs_no_flag_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = {**ARGUMENTS, "depth": 1}
+    shape = {"model": "vit_tiny_patch16_224", "image_size": 32, "model_args": arguments, "variants": ("fp32",)}
+    recipe, out = recipe_for(tmp_path, **shape), tmp_path / "out"
+
+    original = timm.create_model
+
+    def unreachable(*names: str, pretrained: bool, **options: object) -> object:
+        if pretrained:
+            raise OSError("the hub cannot be reached")
+        return original(*names, pretrained=False, **options)
+
+    monkeypatch.setattr(timm, "create_model", unreachable)
+    with pytest.raises(PetaliteError, match="the hub cannot be reached"):
+        run(recipe, out, device="cpu")
+    assert not out.exists()
 
 
 def test_an_unreadable_image_is_left_out_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -284,10 +284,10 @@ def test_hostile_settings_are_named(change: dict[str, Any], named: str, plain: P
 
 
 def test_what_is_no_checkpoint_says_so(tmp_path: Path) -> None:
-    assert "is not a folder" in only_error(verify(tmp_path / "nowhere"))
+    assert "does not exist" in only_error(verify(tmp_path / "nowhere"))
     assert "config.json is missing" in only_error(verify(tmp_path))
     (tmp_path / "file").write_text("x")
-    assert "is not a folder" in only_error(verify(tmp_path / "file"))
+    assert "is a file; a checkpoint is a folder" in only_error(verify(tmp_path / "file"))
 
 
 def test_a_plan_cannot_point_outside_the_folder(folder: Path) -> None:

@@ -25,8 +25,12 @@ from petalite.formats import get_format
 from petalite.merging import merged_counts
 from petalite.plan import MIXED, POSITIONS, block_count, in_block
 
-#: Shares of an image's patches that the blocks together may merge away.
+#: Shares of an image's patches that the blocks together may merge away, as many in each block.
 MERGED_SHARES = (0.15, 0.3, 0.45, 0.6, 0.75)
+#: Or few merges of many tokens, which often lose less for the same speed (docs/log.md): how much of what is left goes in
+#: the blocks at these parts of the depth.
+LARGE_AT = (1 / 3, 2 / 3, 5 / 6)
+LARGE_SHARES = ((0.3, 0.3), (0.4, 0.4), (0.5, 0.5), (0.5, 0.5, 0.5))
 #: Images that sensitivities are measured on: a divergence is resolved by few, and every layer and format costs a pass.
 FEW = 96
 _BATCH = {"latency": 1, "throughput": 32}
@@ -98,6 +102,7 @@ def _merges(
     counts: list[tuple[int, ...]] = [()]
     if wanted:
         counts += [(max(1, round(share * patches / depth)),) * depth for share in MERGED_SHARES]
+        counts += [large for shares in LARGE_SHARES if (large := large_merges(shares, depth, patches)) not in counts]
     some = pixels[:1].repeat(batch, 1, 1, 1).to(device)
     runs, damages, logits = {}, {}, None
     for merge in track(counts, "merge"):
@@ -109,8 +114,28 @@ def _merges(
         runs[str(merge)] = partial(load(variant, str(device), compute=compute).forward, some)
     times = interleaved(runs, device)
     for merge in counts[1:]:
-        say(f"merge {merge[0]} a block: {times[str(())] / times[str(merge)]:.2f}x as fast, {damages[merge]:.3g} nats")
+        say(f"merge {_words(merge)}: {times[str(())] / times[str(merge)]:.2f}x as fast, {damages[merge]:.3g} nats")
     return tuple(Merge(merge, damages[merge], times[str(merge)], _shares(merge, depth, patches)) for merge in counts)
+
+
+def large_merges(shares: Sequence[float], depth: int, patches: int) -> tuple[int, ...]:
+    """Tokens merged away in each block where each of `LARGE_AT` merges its share, at most half, of what reaches it.
+
+    In a model so shallow that two of them fall into one block, that block merges once.
+    """
+    counts, left = [0] * depth, patches
+    for at, share in zip(LARGE_AT, shares, strict=False):
+        block = max(0, round(at * depth) - 1)
+        if not counts[block]:
+            counts[block] = int(min(share, 0.5) * left)
+            left -= counts[block]
+    return tuple(counts)
+
+
+def _words(merge: tuple[int, ...]) -> str:
+    if len(set(merge)) == 1:
+        return f"{merge[0]} a block"
+    return ", ".join(f"{count} in block {index}" for index, count in enumerate(merge) if count)
 
 
 def _shares(merge: tuple[int, ...], depth: int, patches: int) -> tuple[float, ...]:

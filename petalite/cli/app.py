@@ -42,7 +42,9 @@ class _Verbs(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args and not args[0].startswith("-") and args[0] not in self.commands:
-            ctx.fail(f"no verb '{args[0]}'{did_you_mean(args[0], self.commands)}; `{ctx.info_name} --help` lists them")
+            ctx.fail(
+                f"no verb '{args[0]}'{did_you_mean(args[0], self.commands)}; `{ctx.command_path} --help` lists them"
+            )
         return super().resolve_command(ctx, args)
 
 
@@ -60,7 +62,7 @@ app.add_typer(data_app, name="data")
 def main() -> None:
     """Run the command line and end the process with its exit code."""
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="petalite", standalone_mode=False)
     except PetaliteError as error:
         _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):

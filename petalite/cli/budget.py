@@ -31,7 +31,7 @@ def ablate(
     out: Annotated[Path, typer.Option(help="Folder of the tables and charts.")] = Path("runs/ablation"),
     attention: o.Attention = "auto",
     compute: o.Compute = "auto",
-    batch_size: Annotated[int, typer.Option(help="Images a forward pass.")] = 32,
+    batch_size: o.Batch = 32,
     threads: o.Threads = None,
     resume: o.Resume = False,
     force: o.Force = False,

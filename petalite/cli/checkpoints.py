@@ -19,9 +19,7 @@ def quantize(
     checkpoint: o.CheckpointPath,
     out: Annotated[Path, typer.Option(help="Folder of the new checkpoint.")],
     format: Annotated[str, typer.Option(help="See `petalite ls formats`.", autocompletion=complete.formats)] = "nf4",
-    keep: Annotated[
-        str | None, typer.Option(help=describe("keep") + " Separated by commas.", show_default=False)
-    ] = None,
+    keep: o.Keep = None,
     include_head: Annotated[bool, typer.Option("--include-head", help="Quantize the classifier too.")] = False,
     edges: Annotated[
         str | None,
@@ -98,7 +96,7 @@ def evaluate(
     attention: o.Attention = "auto",
     compute: o.Compute = "auto",
     engine: o.Engine = "auto",
-    batch_size: Annotated[int, typer.Option(help="Images a forward pass.")] = 32,
+    batch_size: o.Batch = 32,
     device: o.Device = "auto",
     seed: o.Seed = None,
     as_json: o.Json = False,
@@ -168,7 +166,7 @@ def profile(
         Path | None,
         typer.Option(help="New folder for profile.json, trace.json and the pictures.", show_default=False),
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Images a forward pass.")] = 1,
+    batch_size: o.Batch = 1,
     attention: o.Attention = "auto",
     compute: o.Compute = "auto",
     engine: o.Engine = "auto",
@@ -214,7 +212,7 @@ def predict(
         ),
     ] = "auto",
     on: Annotated[str, typer.Option(help="local, or ray: a Ray cluster, an engine on each GPU.")] = "local",
-    batch_size: Annotated[int, typer.Option(help="Images a forward pass.")] = 32,
+    batch_size: o.Batch = 32,
     threads: o.Threads = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with what a killed run of the same images left.")

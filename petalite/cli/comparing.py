@@ -41,7 +41,7 @@ def compare(
     found = compare_studies(studies, fail_if=fail_if or ())
     lines = [table(studies, found["gate"]["rules"])]
     if out is not None:
-        page = write_comparison(studies, prepare_out(out, resume=force))
+        page = write_comparison(studies, prepare_out(out, resume=force or None))
         found["report"] = str(page)
         lines.append(str(page))
     result(found, as_json, "\n".join(lines))

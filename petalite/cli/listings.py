@@ -69,7 +69,7 @@ def _missing(
     variants: tuple[str, ...], formats: dict[str, str | None], attention: dict[str, dict[str, str | None]]
 ) -> Iterator[str]:
     """Why variants do not run here, one after the other."""
-    from petalite.study import parse_variant
+    from petalite.measure.names import parse_variant
 
     for variant in variants:
         format, backend, _, _ = parse_variant(variant)

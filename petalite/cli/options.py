@@ -51,6 +51,7 @@ Engine = Annotated[
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with what --out holds.")]
 Force = Annotated[bool, typer.Option("--force", help="Start again, deleting what --out holds.")]
+Batch = Annotated[int, typer.Option(help="Images a forward pass.")]
 Threads = Annotated[int | None, typer.Option(help="Cores that work, on a CPU; default: all that this process may use.")]
 CheckpointPath = Annotated[Path, typer.Argument(help="A checkpoint folder.", show_default=False)]
 DataPath = Annotated[
@@ -80,6 +81,7 @@ ClassWeights = Annotated[YesNo | None, option("train.class_weights", "--class-we
 Checkpointing = Annotated[YesNo | None, option("train.checkpointing", "--checkpointing")]
 Precision = Annotated[str | None, option("train.precision", "--precision")]
 SaveMinutes = Annotated[float | None, option("train.save_minutes", "--save-minutes")]
+Keep = Annotated[str | None, typer.Option(help=describe("keep") + " Separated by commas.", show_default=False)]
 
 
 def training(*values: Any) -> dict[str, Any]:

@@ -59,9 +59,7 @@ def run(
     variants: Annotated[
         str | None, typer.Option(help=describe("variants") + " Separated by commas.", show_default=False)
     ] = None,
-    keep: Annotated[
-        str | None, typer.Option(help=describe("keep") + " Separated by commas.", show_default=False)
-    ] = None,
+    keep: o.Keep = None,
     ablation: Annotated[
         str | None, typer.Option(help=describe("ablation") + " Separated by commas.", show_default=False)
     ] = None,

@@ -12,10 +12,11 @@ import os
 import platform
 import shutil
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import torch
+
+from petalite.measure.environment import cpu
 
 PACKAGES = (
     *("petalite", "torch", "torchvision", "timm", "peft", "bitsandbytes", "safetensors", "huggingface-hub", "numpy"),
@@ -30,11 +31,6 @@ PACKAGES = (
         "flash-attn",
         "kagglehub",
     ),
-)
-#: Processor features that decide how fast a precision is, as /proc/cpuinfo spells them (x86, then ARM).
-CPU_FLAGS = (
-    *("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8"),
-    *("asimd", "asimddp", "asimdhp", "i8mm", "bf16", "sve"),
 )
 
 
@@ -74,26 +70,15 @@ def _compiler() -> str | None:
 
 
 def _cpu() -> dict[str, Any]:
-    fields = _cpuinfo()
-    found = set((fields.get("flags") or fields.get("features") or "").split())
+    found = cpu()
     return {
-        "name": fields.get("model name") or platform.processor() or platform.machine(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "name": found["model"],
+        "cores": found["cores"],
         "memory_gib": _memory_gib(),
-        "flags": [flag for flag in CPU_FLAGS if flag in found],
+        "flags": found["flags"],
         "torch_capability": torch.backends.cpu.get_cpu_capability(),
         "torch_threads": torch.get_num_threads(),
     }
-
-
-def _cpuinfo() -> dict[str, str]:
-    """The first processor's entry in /proc/cpuinfo, keys in lower case; empty where there is no such file."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return {}
-    rows = (line.partition(":") for line in text.split("\n\n", 1)[0].splitlines())
-    return {key.strip().lower(): value.strip() for key, _, value in rows}
 
 
 def _memory_gib() -> float | None:

@@ -63,7 +63,7 @@ def _renamed(checkpoint: Checkpoint) -> dict[str, Tensor]:
         raise PetaliteError(f"transformers' ViT has no such tokens or activation as this model; {_ELSE}")
     found: dict[str, Tensor] = {}
     for name, tensor in plain(checkpoint).items():
-        found |= _as_transformers(name, tensor)
+        found |= as_transformers(name, tensor)
     names = sorted(model.state_dict())
     biased = (name for name in names if name.endswith(".weight") and not name.endswith("attn.qkv.weight"))
     if lacking := [name for name in biased if f"{name.removesuffix('weight')}bias" not in names]:
@@ -74,7 +74,11 @@ def _renamed(checkpoint: Checkpoint) -> dict[str, Tensor]:
 _ELSE = "export to timm instead, whose folders transformers loads through its timm wrapper"
 
 
-def _as_transformers(name: str, tensor: Tensor) -> dict[str, Tensor]:
+def as_transformers(name: str, tensor: Tensor) -> dict[str, Tensor]:
+    """timm's tensor `name` under the names on disk; query, key and value are tensors of their own.
+
+    Raises PetaliteError for one that transformers' ViT does not have.
+    """
     part, _, kind = name.rpartition(".")
     if name in _OUTSIDE:
         return {_OUTSIDE[name]: tensor}

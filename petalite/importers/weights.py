@@ -75,7 +75,7 @@ def timm_tensors(stored: Mapping[str, Tensor], model_args: Mapping[str, Any], fo
 
     Raises PetaliteError, naming the tensor, for one that is missing, unexpected, of another shape or not floating.
     """
-    remaining = {_current_name(name): tensor for name, tensor in stored.items()}
+    remaining = {current_name(name): tensor for name, tensor in stored.items()}
     width, patch = model_args["embed_dim"], model_args["patch_size"]
     hidden = int(width * model_args["mlp_ratio"])
     tokens = 1 + (model_args["img_size"] // patch) ** 2
@@ -118,7 +118,8 @@ def timm_tensors(stored: Mapping[str, Tensor], model_args: Mapping[str, Any], fo
     return tensors
 
 
-def _current_name(name: str) -> str:
+def current_name(name: str) -> str:
+    """A tensor's name on disk, or in any version of transformers, as its current code has it; without `vit.` in front."""
     for pattern, replacement in _RENAMED:
         name = re.sub(pattern, replacement, name)
     return name

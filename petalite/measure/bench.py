@@ -25,10 +25,11 @@ from petalite.console import say, track
 from petalite.errors import PetaliteError
 from petalite.files import disk_bytes
 from petalite.measure.latency import latency_entry
+from petalite.measure.names import check_words
 from petalite.measure.process import Worker, WorkerError
-from petalite.measure.tables import profile_table, table, write_benchmark_csv
+from petalite.measure.tables import table, write_benchmark_csv
 
-__all__ = ["Variant", "benchmark", "profile", "profile_table", "table", "write_benchmark_csv"]
+__all__ = ["Variant", "benchmark", "table", "write_benchmark_csv"]
 
 Row = dict[str, Any]
 
@@ -105,17 +106,6 @@ def benchmark(
             for run in track(_living(runs), "kernels"):
                 _profile(stack, start, run, settings, batch_sizes)
         return [_row(run) for run in runs]
-
-
-def profile(variant: Variant, batch_size: int = 1, device: str = "auto", threads: int | None = None) -> Row:
-    """The `kernels` block of one variant, measured in a process of its own.
-
-    Raises PetaliteError when the variant cannot be loaded or run here.
-    """
-    _check([variant], [batch_size], [batch_size], samples=1, seconds=0.0, rounds=1)
-    with Worker() as worker:
-        _load_into(worker, variant, {"device": device, "threads": threads})
-        return {"batch_size": batch_size, **worker.profile(batch_size)}
 
 
 def _living(runs: Sequence[_Run]) -> list[_Run]:
@@ -263,6 +253,8 @@ def _check(
         raise PetaliteError("nothing to measure: name at least one variant")
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise PetaliteError(f"two variants are named '{twice[0]}'; give each a name of its own")
+    for one in variants:
+        check_words(attention=one.attention, compute=one.compute, engine=one.engine)
     if not batch_sizes or min(batches) < 1:
         raise PetaliteError(f"batch sizes must be whole numbers of at least 1, got {list(batches)}")
     if samples < 1 or rounds < 1 or seconds < 0:

@@ -7,21 +7,20 @@ Versions are read from the installed packages' metadata, so no package is import
 
 from __future__ import annotations
 
-import math
-import os
 import platform
 import subprocess
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from petalite.engine.threads import usable_threads
+
 PACKAGES = ("torch", "torchvision", "timm", "bitsandbytes", "peft", "transformers", "numpy")
 #: Processor features that decide which precision is fast: x86 (AVX-512, AMX), then Arm.
 FLAGS = (
     *("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16"),
-    *("asimddp", "i8mm", "bf16", "sve"),
+    *("asimd", "asimddp", "asimdhp", "i8mm", "bf16", "sve"),
 )
-_CGROUP = Path("/sys/fs/cgroup")
 
 
 def environment() -> dict[str, Any]:
@@ -53,15 +52,9 @@ def cpu() -> dict[str, Any]:
     present = set((fields.get("flags") or fields.get("Features") or "").split())
     return {
         "model": fields.get("model name") or platform.processor() or platform.machine(),
-        "cores": available_cores(),
+        "cores": usable_threads(),
         "flags": [flag for flag in FLAGS if flag in present],
     }
-
-
-def available_cores() -> int:
-    """Cores that this process may use: its affinity, and the quota of its control group (rounded up)."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, math.ceil(_quota() or cores)))
 
 
 def gpus() -> list[dict[str, Any]]:
@@ -101,19 +94,6 @@ def _cpuinfo() -> dict[str, str]:
         return {}
     pairs = (line.split(":", 1) for line in text.split("\n\n")[0].splitlines() if ":" in line)
     return {key.strip(): value.strip() for key, value in pairs}
-
-
-def _quota() -> float | None:
-    """Cores that the control group allows (v2, then v1); None where it sets no limit."""
-    try:
-        quota, period = (_CGROUP / "cpu.max").read_text().split()
-    except (OSError, ValueError):
-        try:
-            quota = (_CGROUP / "cpu" / "cpu.cfs_quota_us").read_text().strip()
-            period = (_CGROUP / "cpu" / "cpu.cfs_period_us").read_text().strip()
-        except OSError:
-            return None
-    return int(quota) / int(period) if quota.isdigit() and int(period) > 0 else None
 
 
 def _driver() -> str | None:

@@ -49,20 +49,6 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def profile_table(kernels: dict[str, Any]) -> str:
-    """A `kernels` block as text: the parts, then the longest kernels or operators."""
-    total = kernels["total_ms"]
-    ran = kernels["attention_ran"] or "not recognized"
-    lines = [
-        f"{total:.3f} ms a pass on {kernels['device']}; attention: {ran} ({kernels['attention_kernel'] or 'no kernel seen'})"
-    ]
-    for kind in ("attention", "matmul", "dequantize", "other"):
-        value = kernels[f"{kind}_ms"]
-        lines.append(f"{kind:10} {value:9.3f} ms {100 * value / total if total else 0.0:5.1f} %")
-    lines += [f"  {top['ms']:9.3f} ms {top['calls']:7g}x  {top['kind']:10} {top['name']}" for top in kernels["top"]]
-    return "\n".join(lines)
-
-
 def benchmark_table(rows: Sequence[dict[str, Any]], environment: dict[str, Any]) -> list[dict[str, Any]]:
     """One dict of columns a (variant, batch size); a variant that failed has one, with its reason and no batch size.
 

@@ -74,7 +74,7 @@ def dissect(
 def _prepare(out: Path, force: bool) -> None:
     """Make the folder; of one that holds a profile, `force` removes its files and nothing else."""
     earlier = [out / name for name in FILES if (out / name).exists()] if force else []
-    prepare_out(out, resume=bool(earlier), force=force and not earlier)
+    prepare_out(out, resume=True if earlier else None, force=force and not earlier)
     for path in earlier:
         path.unlink()
     out.mkdir(parents=True, exist_ok=True)

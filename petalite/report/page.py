@@ -3,7 +3,7 @@
     html = render(study, pictures, missing)
 
 `verdict`, `banners` and the cards are put together here; the table, the disagreements and the method come from the
-modules of these names; template.html decides how it looks.
+modules of these names; template.html decides how it looks, frame.html what all pages have.
 """
 
 from __future__ import annotations

@@ -6,11 +6,11 @@ settings.models            # {"int8": Path("runs/demo/checkpoints/int8")}
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from petalite.engine.threads import usable_threads
 from petalite.errors import PetaliteError
 
 MOST_WORKERS = 4  # each holds the weights: more processes only where somebody asks for them
@@ -87,12 +87,12 @@ class Settings:
     @property
     def worker_count(self) -> int:
         """How many workers run."""
-        return self.workers or min(MOST_WORKERS, cores())
+        return self.workers or min(MOST_WORKERS, usable_threads())
 
     @property
     def worker_threads(self) -> int:
         """Threads of each worker."""
-        return self.threads or max(1, cores() // self.worker_count)
+        return self.threads or max(1, usable_threads() // self.worker_count)
 
     @property
     def max_body_bytes(self) -> int:
@@ -103,13 +103,3 @@ class Settings:
     def max_pixels(self) -> int:
         """The limit of an image."""
         return int(self.max_megapixels * 1e6)
-
-
-def cores() -> int:
-    """Cores this process may use: its affinity, and a container's share of processor time (cgroup 2)."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return count if quota == "max" else max(1, min(count, int(quota) // int(period)))
-    except (OSError, ValueError):
-        return count

@@ -1,7 +1,8 @@
 """The training loop. Everything in it is a function of the seed and the step, so that a run which was killed and
 resumed ends with the same weights as one that never was.
 
-    checkpoint = train("digits", "vit_tiny_patch16_224", "runs/one", TrainRecipe(method="full"), pretrained=False)
+    start = start_checkpoint("vit_tiny_patch16_224", "full", classes=images.classes)
+    checkpoint = train_from(start, images, Path("runs/one"), TrainRecipe(method="full"))
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from petalite.checkpoint import Checkpoint, read_checkpoint, tensor_hash, write_checkpoint
 from petalite.console import say, track
-from petalite.data import Augment, ImageData, Preprocess, check_data, load_batches, open_data, train_batches
+from petalite.data import Augment, ImageData, Preprocess, check_data, load_batches, train_batches
 from petalite.device import resolve_device
 from petalite.errors import PetaliteError
 from petalite.formats.plain import DTYPES
@@ -29,52 +30,35 @@ from petalite.recipe import TrainRecipe
 from petalite.training import distributed, methods, state
 from petalite.training.distillation import Teacher
 from petalite.training.recovery import input_ranges
-from petalite.training.start import start_checkpoint
 from petalite.training.student import student_of
 
 
-def train(
-    data: str | Path | ImageData,
-    model: str | Path,
-    out: str | Path,
-    recipe: TrainRecipe | None = None,
+def train_from(
+    start: Checkpoint,
+    images: ImageData,
+    out: Path,
+    recipe: TrainRecipe,
     *,
-    pretrained: bool = True,
-    image_size: int | None = None,
-    model_args: Mapping[str, Any] | None = None,
     seed: int = 0,
     device: str = "auto",
     workers: int | None = None,
 ) -> Checkpoint:
-    """Fine-tune `model` on `data` and write the best epoch to `out/checkpoints/FORMAT`.
-
-    A plain model ends merged to plain fp32. A quantized checkpoint (methods qlora and qat) keeps its plan; with it, the
-    start counts as an epoch, so that the result is never worse on the validation images than what was given.
-    A resume point in `out/train/checkpoints/last.pt` is continued if it belongs to the same training. Under torchrun
-    every process calls this, and the batch is spread over them.
-    Raises PetaliteError for bad data, an unsupported model, divergence, and memory that does not suffice for one image.
-    """
-    recipe = recipe or TrainRecipe()
-    images = data if isinstance(data, ImageData) else open_data(data, seed)
-    start = start_checkpoint(
-        model, recipe.method, pretrained=pretrained, classes=images.classes, image_size=image_size,
-        model_args=model_args, seed=seed,
-    )  # fmt: skip
+    """`petalite.training.train`, from a start that is there already (see `start_checkpoint`)."""
     if recipe.method == "none":
-        return _write(Path(out), start, images, {"training": "none"})
+        return _write(out, start, images, {"training": "none"})
     chosen = resolve_device(device)
     world = distributed.join(chosen.type)
     if world.size > 1 and chosen.type == "cuda":
         chosen = torch.device("cuda", world.local_rank)
-    loop = _Loop(images, start, Path(out), recipe, seed, chosen, world, workers)
+    loop = _Loop(images, start, out, recipe, seed, chosen, world, workers)
     loop.run()
     tensors, plan = loop.student.finished(loop.best)
     if plan.activations:
         spans = input_ranges(loop.model, images, loop.preprocess, plan.activations, workers)
         plan = replace(plan, activations=spans)
-    trained = Checkpoint(Path(out) / "checkpoints" / plan.format, start.config, plan, tensors)
+    trained = Checkpoint(out / "checkpoints" / plan.format, start.config, plan, tensors)
     if world.first:
-        trained = _write(Path(out), trained, images, loop.notes())
+        trained = _write(out, trained, images, loop.notes())
     distributed.leave(world)
     return trained
 

@@ -93,6 +93,13 @@ def check_start(model: str | Path, pretrained: bool = True, method: str = "full"
         read_checkpoint(teacher)
 
 
+def layers_of(model: str | Path, model_args: Mapping[str, Any] | None = None) -> list[str]:
+    """The layers that plans of what `model` becomes may name: a checkpoint folder's, or those of timm's name."""
+    if _is_folder(model):
+        return list(read_checkpoint(model).plan.layers)
+    return models.layers(models.build({"architecture": str(model), "model_args": dict(model_args or {})}))
+
+
 def fp32_plan(config: models.Config) -> Plan:
     """Every layer in float32."""
     return Plan("fp32", dict.fromkeys(models.layers(models.build(config)), "fp32"), "fp32")

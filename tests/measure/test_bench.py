@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from petalite.errors import PetaliteError
-from petalite.measure.bench import Variant, benchmark, profile
-from petalite.measure.process import WorkerError
+from petalite.measure.bench import Variant, benchmark
+from petalite.measure.process import Worker, WorkerError
 
 
 class Pretend:
@@ -212,6 +212,17 @@ def test_real_variants_end_to_end(tiny: dict[str, Path], tmp_path: Path) -> None
     json.dumps(rows, allow_nan=False)
 
 
-def test_profile_of_one_variant(tiny: dict[str, Path]) -> None:
-    block = profile(Variant("fp32", tiny["fp32"], attention="sdpa"), batch_size=2, device="cpu", threads=1)
-    assert block["batch_size"] == 2 and block["attention_ran"] == "fa2" and block["device"] == "cpu"
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ({"attention": "sdpaa"}, r"unknown attention 'sdpaa' \(did you mean 'sdpa'\?\)"),
+        ({"compute": "bf17"}, r"unknown compute 'bf17' \(did you mean 'bf16'\?\)"),
+        ({"engine": "openvin"}, r"unknown engine 'openvin' \(did you mean 'openvino'\?\)"),
+    ],
+)
+def test_an_unknown_word_is_refused_before_a_process_starts(words: dict[str, str], says: str, tmp_path: Path) -> None:
+    def start() -> Worker:
+        pytest.fail("a process was started")
+
+    with pytest.raises(PetaliteError, match=says):
+        benchmark([Variant("a", tmp_path, **words)], start=start)

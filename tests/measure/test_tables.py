@@ -6,9 +6,7 @@ import csv
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from petalite.measure.tables import profile_table, table, write_benchmark_csv
+from petalite.measure.tables import table, write_benchmark_csv
 
 ENVIRONMENT: dict[str, Any] = {
     "petalite": "0.1.0",
@@ -103,10 +101,3 @@ def test_the_table_compares_with_the_first_variant() -> None:
     assert "0.50x" in lines[2]
     assert lines[3].endswith("failed: it is gone")
     assert table([ROWS[2]]).splitlines()[1].endswith("it is gone")
-
-
-@pytest.mark.parametrize(("changes", "text"), [({}, "fa2 (flash_fwd_kernel)"), ({"attention_ran": None}, "not recogn")])
-def test_the_profile_as_text(changes: dict[str, Any], text: str) -> None:
-    printed = profile_table({**KERNELS, **changes})
-    assert text in printed
-    assert " 50.0 %" in printed and "nvjet_hsh" in printed

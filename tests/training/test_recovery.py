@@ -19,10 +19,11 @@ from petalite.plan import Plan
 from petalite.quantization import apply_plan, quantize
 from petalite.recipe import TrainRecipe
 from petalite.straight_through import RoundedLinear
-from petalite.training import check_start, loop, methods, train
+from petalite.training import check_start, methods, train
 from petalite.training.recovery import QuantizedStudent
 from tests.command import Petalite, petalite  # noqa: F401
 from tests.tiny import tiny_checkpoint, tiny_images, tiny_pixels
+from tests.training.stopping import stop_training
 
 PACKED = [name for name, format in FORMATS.items() if not format.plain]
 CPU = torch.device("cpu")
@@ -167,16 +168,7 @@ def test_a_run_that_stops_ends_with_the_same_weights(
     start = quantize(parent, name, tmp_path / "start")
     options: dict[str, Any] = {"method": method, "epochs": 2, "save_minutes": 0.0, "teacher": str(parent.path)}
     whole = recover(images, start, tmp_path / "whole", **options)
-    steps, original = 0, loop._Loop._step
-
-    def stopping(self: loop._Loop, *args: Any) -> float:
-        nonlocal steps
-        if steps == stop:
-            raise KeyboardInterrupt
-        steps += 1
-        return original(self, *args)
-
-    monkeypatch.setattr(loop._Loop, "_step", stopping)
+    stop_training(monkeypatch, stop)
     with pytest.raises(KeyboardInterrupt):
         recover(images, start, tmp_path / "parts", **options)
     monkeypatch.undo()

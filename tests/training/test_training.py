@@ -19,6 +19,7 @@ from petalite.recipe import TrainRecipe
 from petalite.training import loop, methods, train
 from petalite.training.start import starting_point
 from tests.tiny import tiny_checkpoint, tiny_images
+from tests.training.stopping import stop_training
 
 RECIPE = TrainRecipe(method="full", epochs=3, batch_size=8, lr=3e-3, flip=False, augment="light", precision="fp32")
 ROOT = Path(__file__).resolve().parents[2]
@@ -96,16 +97,7 @@ def test_a_run_that_stops_anywhere_ends_with_the_same_weights(
     """Three steps an epoch: the stops are within the first epoch, within the second, and at its end."""
     options = {"method": method, "save_minutes": 0.0, "dropout": 0.1, "augment": "rand"}
     whole = learn(images, start, tmp_path / "whole", **options)
-    steps, original = 0, loop._Loop._step
-
-    def stopping(self: loop._Loop, *args: object) -> float:
-        nonlocal steps
-        if steps == stop:
-            raise KeyboardInterrupt
-        steps += 1
-        return original(self, *args)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(loop._Loop, "_step", stopping)
+    stop_training(monkeypatch, stop)
     with pytest.raises(KeyboardInterrupt):
         learn(images, start, tmp_path / "parts", **options)
     monkeypatch.undo()
