@@ -69,6 +69,11 @@ class Settings:
             raise PetaliteError("an API key needs at least 8 characters")
         if self.samples is not None and not self.samples.is_dir():
             raise PetaliteError(f"--samples: {self.samples} is not a folder")
+        words = {"attention": self.attention, "compute": self.compute, "engine": self.engine}
+        if set(words.values()) != {"auto"}:
+            from petalite.measure.names import check_words  # which imports PyTorch: not for a plain start
+
+            check_words(**words)
         _ = self.models
 
     @cached_property

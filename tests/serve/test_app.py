@@ -230,6 +230,7 @@ def test_the_document_names_every_route_and_its_errors(folder: Path) -> None:
         ({"max_body_mb": float("nan")}, "--max-body-mb must be above 0"),
         ({"max_wait_ms": -1.0}, "--max-wait-ms must be between 0 and"),
         ({"port": 70_000}, "--port must be between"),
+        ({"engine": "openvin"}, "unknown engine 'openvin'"),
         ({"api_key": "short"}, "at least 8 characters"),
         ({"samples": Path("nowhere")}, "nowhere is not a folder"),
     ],
