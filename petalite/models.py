@@ -10,6 +10,7 @@ A configuration is the `config.json` of timm's hub layout: `architecture`, `num_
 from __future__ import annotations
 
 import logging
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -138,7 +139,7 @@ def create(
         except Exception as error:
             if not pretrained:
                 raise
-            reason = str(error).strip().splitlines()[0][:160]
+            reason = textwrap.shorten(str(error).strip().splitlines()[0], 160, placeholder=" …")
             raise PetaliteError(
                 f"the pretrained weights of {name} could not be downloaded ({reason}); "
                 "check the network, give a local checkpoint folder, or use --pretrained no for random weights"

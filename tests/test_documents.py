@@ -50,7 +50,18 @@ _TINY = ["--model", MODEL, "--image-size", "32", "--method", "head", *_SHORT]
 SMALLER = {
     "run": _TINY,
     "run recipes/digits.toml": _SHORT,
-    "search": ["--tries", "1", "--images", "16", "--formats", "int8-channel,int4", "--calibrate", "nearest"],
+    "search": [
+        "--tries",
+        "1",
+        "--images",
+        "16",
+        "--formats",
+        "int8-channel,int4",
+        "--calibrate",
+        "nearest",
+        "--max-drop",
+        "50",
+    ],
     "train": ["--epochs", "1"],
     "bench": ["--throughput-batches", "1", "--rounds", "1"],
 }

@@ -66,6 +66,23 @@ def certificate(lost: int, gained: int, images: int, max_drop: float, confidence
     return Certificate(certified, max_drop, drop, bound, confidence, lost, gained, images, reason)
 
 
+def fewest_images(max_drop: float, confidence: float) -> int | None:
+    """How many images it takes to certify a plan that loses and gains none of them; None where no number does."""
+    if max_drop <= 0:
+        return None
+    enough = 1
+    while 100 * paired_bound(0, 0, enough, confidence) > max_drop:
+        enough *= 2
+    short = enough // 2
+    while enough - short > 1:
+        middle = (short + enough) // 2
+        if 100 * paired_bound(0, 0, middle, confidence) > max_drop:
+            short = middle
+        else:
+            enough = middle
+    return enough
+
+
 def _images_needed(lost: int, gained: int, images: int, max_drop: float, confidence: float) -> str:
     """How many images would certify this rate of lost and gained ones."""
     for factor in (2, 3, 5, 10, 20, 50, 100):

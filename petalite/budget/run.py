@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from petalite.budget.certificate import CONFIDENCE, certify
+from petalite.budget.certificate import CONFIDENCE, certify, fewest_images
 from petalite.budget.estimates import estimate
 from petalite.budget.problem import OBJECTIVES, Problem, Proposal
 from petalite.budget.race import race
@@ -28,7 +28,7 @@ from petalite.budget.sensitivity import context_damages, divergence
 from petalite.calibration import calibrate, calibration_pixels, check_method
 from petalite.calibration.images import FEWEST
 from petalite.checkpoint import WEIGHTS, Checkpoint, read_checkpoint
-from petalite.console import say
+from petalite.console import say, warn
 from petalite.data import ImageData, Preprocess, open_data
 from petalite.device import resolve_device
 from petalite.engine import load
@@ -37,6 +37,7 @@ from petalite.evaluation import check_classes, logits_of
 from petalite.files import prepare_out, sha256
 from petalite.formats import get_format
 from petalite.measure.accuracy import score
+from petalite.measure.statistics import paired_bound
 from petalite.quantization import apply_plan
 
 #: The formats that are tried where none are named: for size, everything that is small; for speed, one of each kind.
@@ -79,8 +80,9 @@ def search(
     layers may take. merge: also merge tokens (latency and throughput). images: unlabelled training images for the
     estimates and the calibration. calibration: as in `calibrate`. tries: plans that are built and measured.
     Writes the checkpoint to OUT/checkpoint, its plan to OUT/plan.json, every try to OUT/search.csv and OUT/search.json.
-    Raises PetaliteError for input that cannot work, and Incomplete when no plan keeps the budget on the validation
-    images, or the chosen one does not on the test images.
+    Raises PetaliteError for input that cannot work (also where images are too few for any plan to be seen to keep the
+    budget), and Incomplete when no plan keeps the budget on the validation images, or the chosen one does not on the
+    test images.
     """
     _check(max_drop, objective, formats, merge, tries, confidence, images)
     check_method(calibration)
@@ -93,6 +95,7 @@ def search(
             raise PetaliteError(
                 f"{samples.name} has no {split} images; a search chooses on valid and certifies on test"
             )
+    _check_enough({split: len(found) for split, found in samples.splits.items()}, max_drop, confidence)
     chosen_device = resolve_device(device)
     for name in formats or FORMATS[objective]:
         get_format(name).require(chosen_device)
@@ -253,6 +256,25 @@ class _Search:
         classifier = load(checkpoint, str(self.device), compute=compute)
         check_classes(classifier, self.images)
         return logits_of(classifier, self.images.splits[split], workers=self.workers)
+
+
+def _check_enough(images: Mapping[str, int], max_drop: float, confidence: float) -> None:
+    """Say before the work what no plan could change: that these images are too few to choose by, or to certify with."""
+    few = fewest_images(max_drop, PROBABLY)
+    if few is None:
+        raise PetaliteError("no number of images can show that nothing at all is lost; allow more than 0 points")
+    if images["valid"] < few:
+        possible = math.ceil(1000 * paired_bound(0, 0, images["valid"], PROBABLY)) / 10
+        raise PetaliteError(
+            f"{images['valid']} validation images cannot show that a plan loses at most {max_drop:g} in 100, not even one "
+            f"that loses none of them: that takes {few:,}; give more images, or --max-drop {possible:g}"
+        )
+    needed = fewest_images(max_drop, confidence) or 0
+    if images["test"] < needed:
+        warn(
+            f"{images['test']} test images cannot certify that a plan loses at most {max_drop:g} in 100, not even one that "
+            f"loses none of them: that takes {needed:,}; the plan will be chosen, and not certified"
+        )
 
 
 def _check(

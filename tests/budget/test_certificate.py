@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from petalite.budget.certificate import certificate, certify
+from petalite.budget.certificate import certificate, certify, fewest_images
 from petalite.errors import PetaliteError
 from petalite.measure.statistics import paired_bound, paired_difference
 
@@ -55,6 +55,17 @@ def test_a_budget_of_nothing_is_not_certified_by_a_plan_that_changes_nothing() -
     assert not proof.certified and proof.bound_points == pytest.approx(0.329, abs=0.01)
     assert "no number of images would certify" in proof.reason
     assert certificate(0, 40, 819, max_drop=0.0).certified  # one that gains does
+
+
+@pytest.mark.parametrize(("max_drop", "confidence"), [(0.5, 0.95), (1.0, 0.8), (7.3, 0.8), (99.0, 0.95), (1.0, 0.5)])
+def test_the_fewest_images_certify_and_one_less_do_not(max_drop: float, confidence: float) -> None:
+    fewest = fewest_images(max_drop, confidence)
+    assert fewest is not None and certificate(0, 0, fewest, max_drop, confidence).certified
+    assert fewest == 1 or not certificate(0, 0, fewest - 1, max_drop, confidence).certified
+
+
+def test_no_number_of_images_certifies_that_nothing_is_lost() -> None:
+    assert fewest_images(0.0, 0.95) is None
 
 
 def test_counts_come_from_the_same_images() -> None:

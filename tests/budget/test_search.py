@@ -87,18 +87,40 @@ def test_it_chooses_the_smallest_of_the_plans_that_keep_the_budget(
     assert all(row["drop_points"] <= 5.0 for row in allowed)
 
 
-@pytest.mark.parametrize("max_drop", [0.0, 0.5])
-def test_a_budget_that_these_images_cannot_show_to_be_kept_says_what_comes_closest(
-    parent: Checkpoint, images: Path, tmp_path: Path, max_drop: float
+def test_a_budget_that_no_plan_keeps_says_what_comes_closest(
+    parent: Checkpoint, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("petalite.budget.run._Search._accepts", lambda *_: False)  # this model bears all formats
     with pytest.raises(
-        Incomplete,
-        match=rf"no plan keeps the budget of {max_drop:g} points on 36 validation images.*the closest, plan-\d",
+        Incomplete, match=r"no plan keeps the budget of 2 points on 36 validation images.*the closest, plan-\d"
     ) as caught:
-        run(parent, images, tmp_path / "out", max_drop=max_drop, tries=2)
+        run(parent, images, tmp_path / "out", max_drop=2.0, tries=2)
     assert caught.value.exit_code == 1
     assert (tmp_path / "out" / "search.csv").exists() and not (tmp_path / "out" / "checkpoint").exists()
     assert not (tmp_path / "out" / "work").exists()
+
+
+@pytest.mark.parametrize(
+    ("max_drop", "message"),
+    [
+        (0.5, "36 validation images cannot show .* at most 0.5 in 100.*takes 141; .* --max-drop 2$"),
+        (0.0, "no number of images can show that nothing at all is lost"),
+    ],
+)
+def test_images_too_few_for_any_plan_are_refused_before_the_work(
+    parent: Checkpoint, images: Path, tmp_path: Path, max_drop: float, message: str
+) -> None:
+    with pytest.raises(PetaliteError, match=message):
+        run(parent, images, tmp_path / "out", max_drop=max_drop)
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_too_few_to_certify_with_are_said_beforehand(
+    parent: Checkpoint, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = run(parent, images, tmp_path / "out", max_drop=6.9, tries=1)
+    assert "36 test images cannot certify that a plan loses at most 6.9 in 100" in capsys.readouterr().err
+    assert not found["certificate"]["certified"]  # type: ignore[index]
 
 
 def test_an_interrupted_search_does_not_measure_its_tables_again(
