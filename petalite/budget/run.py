@@ -185,7 +185,6 @@ class _Search:
             else race(self.parent, final, problem.objective, self.out, str(self.device))
         )
         found = write_record(self.out, problem, self.parent, self.tries, best, proof, against)
-        say(f"certified: {'yes' if proof.certified else 'no'}: {proof.reason}")
         if proof.drop_points > self.max_drop:
             raise Incomplete(
                 f"the chosen plan, {best.name}, kept the budget on the validation images but not on the test images: "
