@@ -56,7 +56,7 @@ class Dissection(Session):
         try:
             ceilings = measure_ceilings(stored, info["compute"], batch, device, self._progress)
             roof: Answer | None = {"ceilings": ceilings, **roofline(found, known, ceilings)}
-        except (RuntimeError, NotImplementedError) as error:
+        except RuntimeError as error:
             roof = {"reason": str(error).splitlines()[0]}
         energy = measure_energy(forward, wait_for(device), device, batch, self._progress)
         return {
