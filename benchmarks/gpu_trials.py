@@ -57,7 +57,6 @@ def settle(fused: Fused, pixels: Tensor, trials: Trials) -> None:
     met = trials_met(fused, pixels)
     base = recorded()
     for key in filter(trials.found.__contains__, met):  # what has one way only was not tried
-        best = fused.choices.report()[key]
         for name in trials.found[key]["us"]:
             kept = fused.choices.report()[key]
             if name == kept:
@@ -69,8 +68,7 @@ def settle(fused: Fused, pixels: Tensor, trials: Trials) -> None:
                 base = other
             else:
                 fused.choices.hold(key, kept)
-        if fused.choices.report()[key] != best:
-            trials.found[key]["best"] = fused.choices.report()[key]
+        trials.found[key]["best"] = fused.choices.report()[key]
 
 
 def trials_met(fused: Fused, pixels: Tensor) -> list[str]:

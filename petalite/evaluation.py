@@ -18,7 +18,7 @@ from torch import Tensor
 from petalite.console import track
 from petalite.data import ImageData, Sample, load_batches, open_data
 from petalite.engine import Classifier, load
-from petalite.errors import Incomplete, PetaliteError, did_you_mean
+from petalite.errors import Incomplete, PetaliteError
 from petalite.measure.accuracy import score
 
 
@@ -42,10 +42,7 @@ def evaluate(
     Raises PetaliteError when the classes do not fit, and Incomplete when images could not be read.
     """
     images = data if isinstance(data, ImageData) else open_data(data, seed)
-    if split not in images.splits:
-        hint = did_you_mean(split, images.splits)
-        raise PetaliteError(f"unknown split '{split}'{hint}; {images.name} has {', '.join(images.splits)}")
-    samples = images.splits[split]
+    samples = images.split(split)
     targets = torch.tensor([sample.target for sample in samples])
     base_logits: Tensor | None = None
     if baseline is not None:

@@ -35,7 +35,7 @@ from petalite.console import say, track
 from petalite.data import ImageData, Sample, load_batches, open_data
 from petalite.device import resolve_device
 from petalite.engine import Classifier, load
-from petalite.errors import Incomplete, PetaliteError, did_you_mean
+from petalite.errors import Incomplete, PetaliteError
 from petalite.evaluation import check_classes, logits_of
 from petalite.files import atomic, prepare_out, sha256, write_json
 from petalite.formats import get_format
@@ -84,10 +84,7 @@ def ablate(
     for name in chosen:
         get_format(name).require(resolve_device(device))
     images = data if isinstance(data, ImageData) else open_data(data, seed)
-    if split not in images.splits:
-        hint = did_you_mean(split, images.splits)
-        raise PetaliteError(f"unknown split '{split}'{hint}; {images.name} has {', '.join(images.splits)}")
-    samples = images.splits[split]
+    samples = images.split(split)
     if not samples:
         raise PetaliteError(f"{images.name} has no {split} images")
     base = load(parent, device, threads=threads, engine="module")

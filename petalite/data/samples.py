@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from petalite.errors import PetaliteError
+from petalite.errors import PetaliteError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,13 @@ class ImageData:
     classes: tuple[str, ...]  # the names to show, same order, no two alike
     splits: dict[str, tuple[Sample, ...]]
     notes: tuple[str, ...] = ()  # what was decided on the way, for people
+
+    def split(self, name: str) -> tuple[Sample, ...]:
+        """The images of one split. Raises PetaliteError for a split of no such name."""
+        if name not in self.splits:
+            hint = did_you_mean(name, self.splits)
+            raise PetaliteError(f"unknown split '{name}'{hint}; {self.name} has {', '.join(self.splits)}")
+        return self.splits[name]
 
     def without(self, paths: Iterable[Path]) -> ImageData:
         """The same data less the given files, such as those that cannot be read."""

@@ -59,12 +59,7 @@ class _Failed(Exception):
 
 
 def load(
-    path: str | Path | Checkpoint,
-    device: str = "auto",
-    attention: str = "auto",
-    compute: str = "auto",
-    threads: int | None = None,
-    engine: str = "auto",
+    path: str | Path | Checkpoint, device: str, attention: str, compute: str, threads: int | None, engine: str
 ) -> Classifier:
     """What `petalite.engine.load` gives, as it says, from the checkpoint itself."""
     if threads is not None:

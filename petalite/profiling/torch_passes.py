@@ -158,8 +158,6 @@ def _tell(passes: list[Pass], known: list[Any]) -> str | None:
         told += sum(place is not None for place in places)
         total += len(places)
     # two copies stand around a graph
-    if total - told <= 4 * len(passes):
-        return None
-    if told < 0.9 * total:
+    if total - told > 4 * len(passes) and told < 0.9 * total:
         return "the annotated pass ran other kernels, or in another order, than the undisturbed ones"
     return None
