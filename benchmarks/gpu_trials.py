@@ -88,6 +88,15 @@ def trials_met(fused: Fused, pixels: Tensor) -> list[str]:
     return list(dict.fromkeys(asked))
 
 
+def write(path: Path, device: torch.device, trials: Trials) -> None:
+    """What was found so far, beside what came with Petalite for other shapes."""
+    name = torch.cuda.get_device_name(device)
+    choices = known(name) | {key: entry["best"] for key, entry in trials.found.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made_with = environment()["versions"]
+    write_json(path, {"device": name, "made_with": made_with, "choices": dict(sorted(choices.items()))})
+
+
 def main() -> None:
     """Try and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -101,6 +110,7 @@ def main() -> None:
     arguments = parser.parse_args()
     device, started = resolve_device(arguments.device), time.monotonic()
     trials = Trials(None, partial(time_on_gpu, device=device))
+    path = arguments.out or known_path(torch.cuda.get_device_name(device))
     for model in arguments.models.split(","):
         network = None
         for compute in arguments.computes.split(","):
@@ -118,12 +128,7 @@ def main() -> None:
                 if batch <= arguments.settle:
                     settle(fused, pixels, trials)
             print(f"{model} {compute}: {len(trials.found)} choices, {time.monotonic() - began:.1f} s", flush=True)
-    name = torch.cuda.get_device_name(device)
-    found = environment()
-    path = arguments.out or known_path(name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    choices = known(name) | {key: entry["best"] for key, entry in trials.found.items()}
-    write_json(path, {"device": name, "made_with": found["versions"], "choices": dict(sorted(choices.items()))})
+            write(path, device, trials)  # at once: these minutes are dear
     print(path)
 
 
