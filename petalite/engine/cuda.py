@@ -271,6 +271,7 @@ class Fused:
 
     def _layers(self, block: Block, last: bool) -> _Layers:
         expand, step = self.products.expand, self.products.step
+        block = block.to(self.device)  # whose float64 is quicker than a CPU's
         found = bounds(block) if self._static else None
         # integers: only behind attention, where a row is never in one place; elsewhere a scale a token costs nothing
         inner = found if self.codes == torch.float8_e4m3fn else None
@@ -286,14 +287,14 @@ class Fused:
             width = len(qkv.weight) // 3
             qkv, query = qkv.rows(width, 3 * width), expand(qkv.rows(0, width), before["qkv"])
         return _Layers(
-            norm1=_on(block.norm1, self.device),
+            norm1=block.norm1,
             qkv=expand(qkv, before["qkv"]),
             heads=before["heads"],
             query=query,
-            q_norm=self._placed(block.q_norm),
-            k_norm=self._placed(block.k_norm),
+            q_norm=block.q_norm,
+            k_norm=block.k_norm,
             proj=expand(block.proj, before["proj"]),
-            norm2=_on(block.norm2, self.device),
+            norm2=block.norm2,
             fc1=expand(block.fc1, before["fc1"]),
             fc2=expand(block.fc2, before["fc2"]),
             merge=block.merge,
@@ -301,14 +302,10 @@ class Fused:
         )
 
     def _placed(self, norm: Norm | None) -> Norm | None:
-        return None if norm is None else _on(norm, self.device)
+        return None if norm is None else norm.to(self.device)
 
     def _plain_linear(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return weight.to(self.device, self.plain), None if bias is None else bias.to(self.device, self.plain)
-
-
-def _on(norm: Norm, device: torch.device) -> Norm:
-    return Norm(norm.weight.to(device), norm.bias.to(device), norm.eps)
 
 
 def _layer_norm(x: Tensor, norm: Norm | None) -> Tensor:

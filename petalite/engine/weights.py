@@ -13,7 +13,7 @@ a device, so that every engine starts from the same numbers.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -43,6 +43,11 @@ class Linear:
         bias = None if self.bias is None else self.bias[start:stop]
         return Linear(self.name, self.weight[start:stop], bias, self.span)
 
+    def to(self, device: torch.device) -> Linear:
+        """The same on a device."""
+        bias = None if self.bias is None else self.bias.to(device)
+        return Linear(self.name, self.weight.to(device), bias, self.span)
+
 
 @dataclass(frozen=True)
 class Norm:
@@ -51,6 +56,10 @@ class Norm:
     weight: Tensor
     bias: Tensor
     eps: float
+
+    def to(self, device: torch.device) -> Norm:
+        """The same on a device."""
+        return Norm(self.weight.to(device), self.bias.to(device), self.eps)
 
 
 @dataclass(frozen=True)
@@ -70,6 +79,14 @@ class Block:
     fc2: Linear
     merge: int = 0
     sized: bool = False
+
+    def to(self, device: torch.device) -> Block:
+        """The same on a device."""
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved: dict[str, Any] = {
+            name: part.to(device) for name, part in parts.items() if isinstance(part, (Norm, Linear))
+        }
+        return replace(self, **moved)
 
 
 @dataclass(frozen=True)

@@ -142,3 +142,13 @@ def test_parts_that_no_argument_of_a_checkpoint_asks_for_are_seen_too(
         assert unsupported(checkpoint) == says
         setattr(owner, name, kept)
     assert unsupported(checkpoint) is None
+
+
+def test_a_block_goes_to_a_device_as_a_whole(tmp_path: Path) -> None:
+    block = read_network(checkpoint_of("merging, mean, registers", tmp_path)).blocks[1]
+    moved = block.to(torch.device("meta"))
+    parts = (moved.norm1, moved.qkv, moved.q_norm, moved.k_norm, moved.proj, moved.norm2, moved.fc1, moved.fc2)
+    tensors = [value for part in parts for value in vars(part).values() if isinstance(value, Tensor)]
+    assert len(tensors) == 16 and all(tensor.is_meta for tensor in tensors)
+    assert (moved.merge, moved.sized, moved.qkv.name) == (block.merge, block.sized, block.qkv.name)
+    assert not block.qkv.weight.is_meta
