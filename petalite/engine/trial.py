@@ -81,7 +81,7 @@ class Trials:
             return name
         if not self.said:
             self.said = True
-            say(f"trying kernels for shapes that are new on this device; kept in {self.path or 'memory'}")
+            say(f"trying kernels for shapes that are new on this device ({key}, …); kept in {self.path or 'memory'}")
         working, reasons = _working(candidates, agree)
         if not working:
             raise PetaliteError(f"no way to compute {key} runs here: {next(iter(reasons.values()))}")
