@@ -100,7 +100,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
             place = root / "photos" / photo.parent.name
             place.mkdir(parents=True, exist_ok=True)
             Image.open(photo).save(place / f"{photo.stem}.jpg")
-        recipe = TrainRecipe(method="full", epochs=12, batch_size=16, lr=0.003, flip=False, augment="none")
+        recipe = TrainRecipe(method="full", epochs=24, batch_size=16, lr=0.003, flip=False, augment="none")
         tiny_checkpoint(root / MODEL)
         for name, data in {"demo": digits, "flowers": str(flowers)}.items():
             classes = tuple(map(str, range(10))) if name == "demo" else ("daisy", "rose", "tulip")
