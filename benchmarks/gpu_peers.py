@@ -11,7 +11,8 @@ the matrix products alone would allow, and, in its logits, against FP32 of the s
 quantization. A candidate that fails is a row with its reason.
 
 Rows are appended to one CSV whose name says hardware and versions, and what stands there is not measured again: a long
-comparison can be cut into calls (`--minutes`), and one that is killed goes on where it was. FP32 eager and the lean
+comparison can be cut into calls (`--minutes`), and one that is killed goes on where it was; rows of which it had timed a
+part only say so, and are measured again. FP32 eager and the lean
 compiled BF16 are part of every call.
 """
 
@@ -44,6 +45,8 @@ from petalite.measure.environment import environment, hardware
 #: Images times tokens of a product whose rate bounds what is possible: a batch of 256 at 197 tokens.
 _PRODUCT_ROWS = 50_432
 _PACKAGES = ("torch", "triton", "timm", "transformers", "bitsandbytes", "torchao")
+#: The status of a row whose rounds were not all timed, since the program was stopped.
+CUT_SHORT = "cut short"
 _MACHINE = ("hardware", "driver", "cuda", "python", "petalite", *_PACKAGES)
 COLUMNS = (
     *("run", "model", "batch_size", "candidate", "about", "status", "reason", "stored", "scales", "ran"),
@@ -84,9 +87,12 @@ class Table:
         )
 
     def has(self, model: str, batch: int, candidate: str) -> bool:
-        """Whether such a row stands there already."""
+        """Whether such a row stands there already, and was not cut short."""
         wanted = (model, str(batch), candidate)
-        return any((row["model"], row["batch_size"], row["candidate"]) == wanted for row in self.rows)
+        return any(
+            (row["model"], row["batch_size"], row["candidate"]) == wanted and row["status"] != CUT_SHORT
+            for row in self.rows
+        )
 
 
 @dataclass
@@ -142,6 +148,7 @@ class Comparison:
         runs: list[Run] = []
         left: list[str] = []
         inputs: dict[torch.dtype, Tensor] = {}
+        timed = False
         try:
             for place, candidate in enumerate(group):
                 if place >= anchors and self.call.left_s() < 1.5 * self.call.seconds * (len(runs) + 1):
@@ -154,8 +161,11 @@ class Comparison:
                 prepare(run, self.materials, self.images, batch, inputs)
                 self.loaded[candidate.name].held_bytes = run.held_bytes
             measure(runs, self.call.device, self.call.seconds, self.call.rounds)
+            timed = True
         finally:  # what was measured is kept, whatever happens
             for run in runs:
+                if run.reason is None and not timed:
+                    run.status = CUT_SHORT
                 if run.reason is not None or run.samples_ms:
                     self.table.append(self._row(run, batch, runs))
         return left

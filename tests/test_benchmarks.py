@@ -6,6 +6,7 @@ import csv
 import importlib
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -106,6 +107,22 @@ def test_when_time_is_up_the_rest_is_named_and_the_next_call_goes_on(
     assert rows(tmp_path) == []
     assert gpu_peers.main(options) == 0
     assert len(rows(tmp_path)) == 1
+
+
+def test_rows_of_a_stopped_measurement_say_so_and_are_measured_again(
+    gpu_peers: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(runs: list[Any], *_: object) -> None:
+        runs[0].samples_ms.append(1.0)
+        raise SystemExit(143)
+
+    options = [*QUICK, "--batches", "1", "--only", "timm-bf16", "--no-anchors", "--out", str(tmp_path)]
+    with monkeypatch.context() as patch:
+        patch.setattr(gpu_peers, "measure", stopped)
+        with pytest.raises(SystemExit):
+            gpu_peers.main(options)
+    assert gpu_peers.main(options) == 0
+    assert [row["status"] for row in rows(tmp_path)] == ["cut short", "ok"]
 
 
 def test_the_waterfall_has_speed_and_accuracy(gpu_peers: ModuleType, tmp_path: Path) -> None:
