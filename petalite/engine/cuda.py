@@ -36,6 +36,7 @@ from petalite.engine.kernels import Quantized
 from petalite.engine.products import SEPARATE, Products
 from petalite.engine.trial import Choices, Trials, trials_for
 from petalite.engine.weights import Block, Network, Norm
+from petalite.engine.whole import Whole
 from petalite.errors import PetaliteError, did_you_mean
 from petalite.merging import merge_tokens
 
@@ -45,8 +46,8 @@ SCALES = ("auto", "token")
 
 
 @dataclass(frozen=True)
-class _Layers:
-    """One block on the device. In the last, where the head reads some tokens only, `query` is apart from `qkv`.
+class Layers:
+    """One block on the device. query, keys: the parts of `qkv`, in a last block of which the head reads some tokens only.
 
     heads: float32 (1,), what a step of codes of queries, keys and values is worth, where they may be codes.
     """
@@ -55,6 +56,7 @@ class _Layers:
     qkv: Expanded
     heads: Tensor | None
     query: Expanded | None
+    keys: Expanded | None
     q_norm: Norm | None
     k_norm: Norm | None
     proj: Expanded
@@ -103,6 +105,7 @@ class Fused:
         first = self._blocks[0]
         self.attending = Attending(self.shape, self.products, attention, first.proj, first.heads)
         self.attention = self.attending.name
+        self._whole = Whole.of(self._blocks, self.shape, self.attending)
 
     @property
     def scales(self) -> str | None:
@@ -125,15 +128,7 @@ class Fused:
     def __call__(self, pixels: Tensor) -> Tensor:
         """Logits float32 (B, classes) of pixels (B, 3, H, W) on the device: uint8, or floating point and normalized."""
         x = self._embed(pixels)  # B, N, C
-        sizes: Tensor | None = None
-        branch: Tensor | None = None
-        full = self._blocks[:-1] if self.shape.read else self._blocks
-        for block in full:
-            x, sizes, branch = self._block(block, x, sizes, branch)
-        if self.shape.read:
-            pooled = self._read(self._blocks[-1], x, sizes, branch)
-        else:
-            pooled = self._mean(x, sizes, branch)
+        pooled = self._through(x)
         if self._fc_norm is not None:
             norm = self._fc_norm
             pooled = F.layer_norm(pooled, pooled.shape[-1:], norm.weight, norm.bias, norm.eps)
@@ -159,8 +154,33 @@ class Fused:
             return x
         return self._normed(x, self._norm_pre, None, dtype=self.plain)[0].view_as(x)
 
+    def _through(self, x: Tensor) -> Tensor:
+        """What the head reads of a stream (B, N, C) behind all blocks, float32 (B, ·): by what is quickest here."""
+        ways = self._whole.ways(x) if self._whole is not None else {}
+        if self._whole is None or not ways:
+            return self._one_by_one(x)
+
+        def at_once(name: str, stream: Tensor) -> Tensor:
+            stream = ways[name](stream)
+            return self._class_token(stream, None) if self.shape.read else self._mean(stream, None, None)
+
+        def trials() -> dict[str, Callable[[], Tensor]]:
+            found: dict[str, Callable[[], Tensor]] = {SEPARATE: lambda: self._one_by_one(x.clone())}
+            return found | {name: lambda name=name: at_once(name, x.clone()) for name in ways}
+
+        name = self.choices.choose(self._whole.key(x), trials, _alike)
+        return self._one_by_one(x) if name == SEPARATE else at_once(name, x)
+
+    def _one_by_one(self, x: Tensor) -> Tensor:
+        """As `_through`, with kernels of their own for the parts of each block."""
+        sizes: Tensor | None = None
+        branch: Tensor | None = None
+        for block in self._blocks[:-1] if self.shape.read else self._blocks:
+            x, sizes, branch = self._block(block, x, sizes, branch)
+        return self._read(self._blocks[-1], x, sizes, branch) if self.shape.read else self._mean(x, sizes, branch)
+
     def _block(
-        self, block: _Layers, x: Tensor, sizes: Tensor | None, branch: Tensor | None
+        self, block: Layers, x: Tensor, sizes: Tensor | None, branch: Tensor | None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """One block for all tokens: the stream (B, N, C) and the last branch, if it is still to be added to it."""
         B, N, _ = x.shape
@@ -178,7 +198,7 @@ class Fused:
         hidden = self.products.multiply_gelu(normed, block.fc1, block.fc2.step, self.shape.gelu)
         return x, sizes, self._added(hidden, block.fc2, x, block.norm1, block.qkv.step)
 
-    def _queries_keys_values(self, normed: Quantized, block: _Layers, B: int) -> Quantized:
+    def _queries_keys_values(self, normed: Quantized, block: Layers, B: int) -> Quantized:
         """Rows (B·N, 3·H·D): codes where the attention takes them, else plain."""
         if block.heads is not None and self.attending.takes_codes:
             return self.products.multiply_codes(normed, block.qkv, block.heads)
@@ -214,14 +234,14 @@ class Fused:
         self.products.multiply_add(a, layer, x.view(-1, x.shape[-1]))
         return None
 
-    def _read(self, block: _Layers, x: Tensor, sizes: Tensor | None, branch: Tensor | None) -> Tensor:
+    def _read(self, block: Layers, x: Tensor, sizes: Tensor | None, branch: Tensor | None) -> Tensor:
         """The last block for the tokens that the head reads, then the final norm, float32 (B, read·C)."""
-        assert block.query is not None
+        assert block.query is not None and block.keys is not None
         B, N, C = x.shape
         read = self.shape.read
         normed = self._normed(x, block.norm1, branch, block.qkv.step)
         heads = self.shape.heads
-        key, value = self.products.multiply(normed, block.qkv).view(B, N, 2, heads, -1).permute(2, 0, 3, 1, 4)
+        key, value = self.products.multiply(normed, block.keys).view(B, N, 2, heads, -1).permute(2, 0, 3, 1, 4)
         first = self.products.multiply(_first_rows(normed, B, read), block.query).view(B, read, heads, -1)
         query = _layer_norm(first.transpose(1, 2), block.q_norm)
         bias = None if sizes is None else sizes.log()[:, None, None]
@@ -232,9 +252,14 @@ class Fused:
         x = x[:, :read].reshape(B * read, C).contiguous()
         normed = self._normed(x, block.norm2, self.products.multiply(attended, block.proj), block.fc1.step)
         hidden = self.products.multiply_gelu(normed, block.fc1, block.fc2.step, self.shape.gelu)
-        branch = self.products.multiply(hidden, block.fc2)
+        return self._class_token(x.view(B, read, C), self.products.multiply(hidden, block.fc2))
+
+    def _class_token(self, x: Tensor, branch: Tensor | None) -> Tensor:
+        """The final norm of the tokens that the head reads, the first of x (B, N, C), float32 (B, read·C)."""
+        B, read = len(x), self.shape.read
+        x = x[:, :read].contiguous()
         if self._norm is None:
-            return (x.float() + branch.float()).view(B, -1)
+            return (x.float() if branch is None else x.float() + branch.view_as(x).float()).view(B, -1)
         return self._normed(x, self._norm, branch, dtype=torch.float32)[0].view(B, -1)
 
     def _mean(self, x: Tensor, sizes: Tensor | None, branch: Tensor | None) -> Tensor:
@@ -269,7 +294,7 @@ class Fused:
         rows, dtype = x.view(-1, x.shape[-1]), dtype or self.codes or self.plain
         return apply_norm(rows, norm.weight, norm.bias, norm.eps, add=branch, dtype=dtype, scale=step)
 
-    def _layers(self, block: Block, last: bool) -> _Layers:
+    def _layers(self, block: Block, last: bool) -> Layers:
         expand, step = self.products.expand, self.products.step
         block = block.to(self.device)  # whose float64 is quicker than a CPU's
         found = bounds(block) if self._static else None
@@ -282,15 +307,17 @@ class Fused:
             "fc1": step(None, inner.fc1) if inner else None,
             "fc2": step(block.fc2.span, inner.fc2) if inner else None,
         }
-        qkv, query = block.qkv, None
+        qkv = expand(block.qkv, before["qkv"])
+        query = keys = None
         if last and self.shape.read:
             width = len(qkv.weight) // 3
-            qkv, query = qkv.rows(width, 3 * width), expand(qkv.rows(0, width), before["qkv"])
-        return _Layers(
+            query, keys = self.products.rows(qkv, 0, width), self.products.rows(qkv, width, 3 * width)
+        return Layers(
             norm1=block.norm1,
-            qkv=expand(qkv, before["qkv"]),
+            qkv=qkv,
             heads=before["heads"],
             query=query,
+            keys=keys,
             q_norm=block.q_norm,
             k_norm=block.k_norm,
             proj=expand(block.proj, before["proj"]),
@@ -306,6 +333,11 @@ class Fused:
 
     def _plain_linear(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return weight.to(self.device, self.plain), None if bias is None else bias.to(self.device, self.plain)
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    """Codes are rounded in other places, and a difference in one block goes through all behind it."""
+    return bool((one.float() - other.float()).norm() <= 0.1 * one.float().norm())
 
 
 def _layer_norm(x: Tensor, norm: Norm | None) -> Tensor:

@@ -83,6 +83,14 @@ class Products:
         self._alike.setdefault(weight.shape, []).append(weight)
         return Expanded(linear.name, weight, scale, bias, plain_bias, step, folded)
 
+    def rows(self, layer: Expanded, first: int, last: int) -> Expanded:
+        """The outputs of a layer from `first` on, `last` excluded; nothing is copied."""
+        part = slice(first, last)
+        scale, folded = (one if one is None or one.numel() == 1 else one[part] for one in (layer.scale, layer.folded))
+        bias, plain_bias = (None if one is None else one[part] for one in (layer.bias, layer.plain_bias))
+        self._alike.setdefault(layer.weight[part].shape, []).append(layer.weight[part])
+        return replace(layer, weight=layer.weight[part], scale=scale, folded=folded, bias=bias, plain_bias=plain_bias)
+
     def taken(self, values: Tensor, layer: Expanded) -> Quantized:
         """Plain values (rows, in) as `layer` takes them."""
         return (values, None) if self.codes is None else self.rounded(values, layer.step)

@@ -127,7 +127,7 @@ def test_graphs_replay_products_with_split_sums(device: torch.device, dtype: tor
         graph.replay()
         for config in cuts:
             assert torch.equal(found[config], wanted[config][turn % 2]), config
-    assert not tiled._arrivals(device).counters.any()
+    assert not tiled.counters(device).counters.any()
 
 
 def test_products_on_several_streams_do_not_share_counters(device: torch.device) -> None:

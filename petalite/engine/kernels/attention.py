@@ -105,45 +105,95 @@ def _whole(
     if DEPENDENT:
         gdc_launch_dependents()
         gdc_wait()
-    stride = 3 * heads * D
     one = 1.0 if step is None else tl.load(step)
-    factor *= one * one
-    queries, image = _queries(qkv, N, heads, D)
-    keys = queries + heads * D
-    values = keys + heads * D
-    k1 = _rows(keys, 0, N, stride, FIRST, D, WIDE)
-    if SECOND:
-        k2 = _rows(keys, FIRST, N, stride, SECOND, D, WIDE)
-    if THIRD:
-        k3 = _rows(keys, FIRST + SECOND, N, stride, THIRD, D, WIDE)
-    v1 = _values(values, 0, N, stride, FIRST, D, WIDE)
-    if SECOND:
-        v2 = _values(values, FIRST, N, stride, SECOND, D, WIDE)
-    if THIRD:
-        v3 = _values(values, FIRST + SECOND, N, stride, THIRD, D, WIDE)
+    written = 1.0 if scale is None else tl.load(scale)
     start = tl.program_id(0) * tiles
-    for tile in range(start, tl.minimum(start + tiles, tl.cdiv(N, ROWS))):
-        q = _rows(queries, tile * ROWS, N, stride, ROWS, D, WIDE)
-        s1 = _scores(q, k1, 0, N, FIRST, SECOND == 0)
-        most = tl.max(s1, 1)
-        if SECOND:
-            s2 = _scores(q, k2, FIRST, N, SECOND, THIRD == 0)
-            most = tl.maximum(most, tl.max(s2, 1))
-        if THIRD:
-            s3 = _scores(q, k3, FIRST + SECOND, N, THIRD, True)
-            most = tl.maximum(most, tl.max(s3, 1))
-        p1 = _shares(s1, most, factor, sizes, image, 0, N, FIRST)
-        total = tl.sum(p1, 1)
-        sums = tl.dot(p1.to(v1.dtype), v1, input_precision="ieee")
-        if SECOND:
-            p2 = _shares(s2, most, factor, sizes, image, FIRST, N, SECOND)
-            total += tl.sum(p2, 1)
-            sums = tl.dot(p2.to(v2.dtype), v2, sums, input_precision="ieee")
-        if THIRD:
-            p3 = _shares(s3, most, factor, sizes, image, FIRST + SECOND, N, THIRD)
-            total += tl.sum(p3, 1)
-            sums = tl.dot(p3.to(v3.dtype), v3, sums, input_precision="ieee")
-        _write(out, one, scale, sums, total, image, tile * ROWS, N, heads, ROWS, D, WIDE)
+    stop = tl.minimum(start + tiles, tl.cdiv(N, ROWS))
+    stride = 3 * heads * D
+    factor *= one * one
+    queries, image = queries_of(qkv, tl.program_id(1), N, heads, D)
+    keys = queries + heads * D
+    k1, k2, k3 = in_pieces(keys, N, stride, D, WIDE, FIRST, SECOND, THIRD)
+    v1, v2, v3 = in_pieces(keys + heads * D, N, stride, D, WIDE, FIRST, SECOND, THIRD)
+    v1, v2, v3 = _plain(v1), _plain(v2), _plain(v3)
+    for tile in range(start, stop):
+        q = rows_of(queries, tile * ROWS, N, stride, ROWS, D, WIDE)
+        sums, total = attend(q, k1, k2, k3, v1, v2, v3, sizes, image, factor, N, FIRST, SECOND, THIRD)
+        write(out, one, written, sums, total, image, tl.program_id(1) % heads, tile * ROWS, N, heads, ROWS, D, WIDE)
+
+
+@triton.jit
+def in_pieces(
+    base: tl.tensor,
+    N: tl.tensor,
+    stride: tl.tensor,
+    D: tl.constexpr,
+    WIDE: tl.constexpr,
+    FIRST: tl.constexpr,
+    SECOND: tl.constexpr,
+    THIRD: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """All keys or all values of a head; what stands for a piece of none is not read."""
+    first = rows_of(base, 0, N, stride, FIRST, D, WIDE)
+    second = rows_of(base, FIRST, N, stride, SECOND, D, WIDE) if SECOND else first
+    third = rows_of(base, FIRST + SECOND, N, stride, THIRD, D, WIDE) if THIRD else first
+    return first, second, third
+
+
+@triton.jit
+def attend(
+    q: tl.tensor,
+    k1: tl.tensor,
+    k2: tl.tensor,
+    k3: tl.tensor,
+    v1: tl.tensor,
+    v2: tl.tensor,
+    v3: tl.tensor,
+    sizes: tl.tensor,
+    image: tl.tensor,
+    factor: tl.tensor,
+    N: tl.tensor,
+    FIRST: tl.constexpr,
+    SECOND: tl.constexpr,
+    THIRD: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:
+    """The sums of the values for a block of queries, and of the softmax's shares."""
+    s1 = _scores(q, k1, 0, N, FIRST, SECOND == 0)
+    most = tl.max(s1, 1)
+    if SECOND:
+        s2 = _scores(q, k2, FIRST, N, SECOND, THIRD == 0)
+        most = tl.maximum(most, tl.max(s2, 1))
+    if THIRD:
+        s3 = _scores(q, k3, FIRST + SECOND, N, THIRD, True)
+        most = tl.maximum(most, tl.max(s3, 1))
+    p1 = _shares(s1, most, factor, sizes, image, 0, N, FIRST)
+    total = tl.sum(p1, 1)
+    sums = _weighted(p1, v1, None)
+    if SECOND:
+        p2 = _shares(s2, most, factor, sizes, image, FIRST, N, SECOND)
+        total += tl.sum(p2, 1)
+        sums = _weighted(p2, v2, sums)
+    if THIRD:
+        p3 = _shares(s3, most, factor, sizes, image, FIRST + SECOND, N, THIRD)
+        total += tl.sum(p3, 1)
+        sums = _weighted(p3, v3, sums)
+    return sums, total
+
+
+@triton.jit
+def _plain(values: tl.tensor) -> tl.tensor:
+    """Values as the softmax's shares multiply them: codes as float16, which holds each of them exactly."""
+    if values.dtype == tl.float8e4nv:
+        return values.to(tl.float16)
+    else:
+        return values
+
+
+@triton.jit
+def _weighted(shares: tl.tensor, values: tl.tensor, sums: tl.tensor) -> tl.tensor:
+    """The values' sums by these shares, added to `sums` unless that is None."""
+    plain = _plain(values)
+    return tl.dot(shares.to(plain.dtype), plain, sums, input_precision="ieee")
 
 
 @triton.jit(do_not_specialize=["N"])
@@ -169,37 +219,58 @@ def _streamed(
         gdc_wait()
     stride = 3 * heads * D
     one = 1.0 if step is None else tl.load(step)
+    written = 1.0 if scale is None else tl.load(scale)
     factor *= one * one
-    queries, image = _queries(qkv, N, heads, D)
+    queries, image = queries_of(qkv, tl.program_id(1), N, heads, D)
     keys = queries + heads * D
     values = keys + heads * D
     row = tl.program_id(0) * ROWS
-    q = _rows(queries, row, N, stride, ROWS, D, WIDE)
+    q = rows_of(queries, row, N, stride, ROWS, D, WIDE)
     most = tl.full((ROWS,), float("-inf"), tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
     sums = tl.zeros((ROWS, WIDE), tl.float32)
     whole = N // BLOCK * BLOCK
     for first in range(0, whole, BLOCK):
-        k = _rows(keys, first, N, stride, BLOCK, D, WIDE)
-        v = _values(values, first, N, stride, BLOCK, D, WIDE)
+        k = rows_of(keys, first, N, stride, BLOCK, D, WIDE)
+        v = rows_of(values, first, N, stride, BLOCK, D, WIDE)
         most, total, sums = _add(q, k, v, sizes, factor, image, first, N, most, total, sums, BLOCK, False)
     if TAIL:
-        k = _rows(keys, whole, N, stride, TAIL, D, WIDE)
-        v = _values(values, whole, N, stride, TAIL, D, WIDE)
+        k = rows_of(keys, whole, N, stride, TAIL, D, WIDE)
+        v = rows_of(values, whole, N, stride, TAIL, D, WIDE)
         most, total, sums = _add(q, k, v, sizes, factor, image, whole, N, most, total, sums, TAIL, True)
-    _write(out, one, scale, sums, total, image, row, N, heads, ROWS, D, WIDE)
+    write(out, one, written, sums, total, image, tl.program_id(1) % heads, row, N, heads, ROWS, D, WIDE)
 
 
 @triton.jit
-def _queries(qkv: tl.tensor, N: tl.tensor, heads: tl.tensor, D: tl.constexpr) -> tuple[tl.tensor, tl.tensor]:
-    """Where the program's head begins, and its image, which the output's rows and `sizes` are found by."""
-    place = tl.program_id(1)
+def queries_of(
+    qkv: tl.tensor, place: tl.tensor, N: tl.tensor, heads: tl.tensor, D: tl.constexpr
+) -> tuple[tl.tensor, tl.tensor]:
+    """Where the head at `place` begins, and its image, which the output's rows and `sizes` are found by."""
     image = (place // heads).to(tl.int64)
     return qkv + image * N * 3 * heads * D + place % heads * D, image
 
 
 @triton.jit
-def _rows(
+def places_of(
+    base: tl.tensor, first: tl.tensor, stride: tl.tensor, COUNT: tl.constexpr, WIDE: tl.constexpr
+) -> tl.tensor:
+    """Where COUNT rows from `first` on lie."""
+    return base + (first + tl.arange(0, COUNT))[:, None] * stride + tl.arange(0, WIDE)[None, :]
+
+
+@triton.jit
+def read(
+    places: tl.tensor, first: tl.tensor, N: tl.tensor, COUNT: tl.constexpr, D: tl.constexpr, WIDE: tl.constexpr
+) -> tl.tensor:
+    """The D channels of these rows; zeros beyond the last token and the last channel."""
+    inside = (first + tl.arange(0, COUNT) < N)[:, None]
+    if D != WIDE:
+        inside = inside & (tl.arange(0, WIDE) < D)[None, :]
+    return tl.load(places, mask=inside, other=0.0)
+
+
+@triton.jit
+def rows_of(
     base: tl.tensor,
     first: tl.tensor,
     N: tl.tensor,
@@ -209,30 +280,7 @@ def _rows(
     WIDE: tl.constexpr,
 ) -> tl.tensor:
     """COUNT rows of D channels from `first` on; zeros beyond the last token and the last channel."""
-    rows = first + tl.arange(0, COUNT)
-    channels = tl.arange(0, WIDE)
-    inside = (rows < N)[:, None]
-    if D != WIDE:
-        inside = inside & (channels < D)[None, :]
-    return tl.load(base + rows[:, None] * stride + channels[None, :], mask=inside, other=0.0)
-
-
-@triton.jit
-def _values(
-    base: tl.tensor,
-    first: tl.tensor,
-    N: tl.tensor,
-    stride: tl.tensor,
-    COUNT: tl.constexpr,
-    D: tl.constexpr,
-    WIDE: tl.constexpr,
-) -> tl.tensor:
-    """Rows as the softmax's shares multiply them: codes as float16, which holds each of them exactly."""
-    rows = _rows(base, first, N, stride, COUNT, D, WIDE)
-    if rows.dtype == tl.float8e4nv:
-        return rows.to(tl.float16)
-    else:
-        return rows
+    return read(places_of(base, first, stride, COUNT, WIDE), first, N, COUNT, D, WIDE)
 
 
 @triton.jit
@@ -287,18 +335,19 @@ def _add(
     shares = _shares(scores, largest, factor, sizes, image, first, N, COUNT)
     rest = tl.exp2((most - largest) * factor)
     total = total * rest + tl.sum(shares, 1)
-    sums = tl.dot(shares.to(v.dtype), v, sums * rest[:, None], input_precision="ieee")
+    sums = _weighted(shares, v, sums * rest[:, None])
     return largest, total, sums
 
 
 @triton.jit
-def _write(
+def write(
     out: tl.tensor,
     one: tl.tensor,
-    scale: tl.tensor,
+    step: tl.tensor,
     sums: tl.tensor,
     total: tl.tensor,
     image: tl.tensor,
+    head: tl.tensor,
     row: tl.tensor,
     N: tl.tensor,
     heads: tl.tensor,
@@ -310,10 +359,9 @@ def _write(
     rows = row + tl.arange(0, ROWS)
     channels = tl.arange(0, WIDE)
     inside = (rows < N)[:, None] & (channels < D)[None, :]
-    step = 1.0 if scale is None else tl.load(scale)
     # one factor a row does for the softmax and for the codes, those of the values and those that are written
     written = encode(sums * (one / (total * step))[:, None], 1.0, out.dtype.element_ty)
-    here = out + image * N * heads * D + tl.program_id(1) % heads * D
+    here = out + image * N * heads * D + head * D
     tl.store(here + rows[:, None] * (heads * D) + channels[None, :], written, mask=inside)
 
 

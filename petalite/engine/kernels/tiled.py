@@ -51,7 +51,7 @@ def launch(
     if config.split > 1:
         size = count * config.split * config.rows * config.columns
         partials = torch.empty(size, dtype=torch.int32 if sums == tl.int32 else torch.float32, device=a.device)
-        arrivals = _arrivals(a.device).take(count)
+        arrivals = counters(a.device).take(count)
     # the copy engine, from Hopper on, writes rows that start at multiples of 16 bytes
     hopper = a.device.type != "cuda" or torch.cuda.get_device_capability(a.device) >= (9, 0)
     described = hopper and N * out.dtype.itemsize % 16 == 0
@@ -325,7 +325,7 @@ class _Arrivals:
         return self.counters[start : start + count]
 
 
-_arrivals = functools.cache(_Arrivals)
+counters = functools.cache(_Arrivals)
 
 
 def _described(tensor: Tensor, rows: int, columns: int) -> Any:

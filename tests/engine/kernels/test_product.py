@@ -155,7 +155,7 @@ def test_split_sums_give_the_same_bits_each_time(device: torch.device, dtype: to
     assert close(first, exact(a, w), 1e-3 if dtype == FP8 else 1e-5)
     for _ in range(3):
         assert torch.equal(product(a, w, dtype=torch.float32, config=config), first)
-    assert not tiled._arrivals(a.device).counters.any()
+    assert not tiled.counters(a.device).counters.any()
 
 
 def test_more_parts_than_depths(device: torch.device) -> None:
