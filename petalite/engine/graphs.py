@@ -13,6 +13,7 @@ it is about as large as the largest of them needs.
 from __future__ import annotations
 
 import threading
+from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -101,19 +102,19 @@ class Graphs:
         as it is until the device is done. While the caller records a graph of its own, the plain pass becomes part of it.
         Raises PetaliteError for another shape, and for a pass that cannot be recorded.
         """
-        if tuple(pixels.shape[1:]) != self._image_shape:
+        if pixels.shape[1:] != self._image_shape:
             raise PetaliteError(
                 f"a batch must be (N, {', '.join(map(str, self._image_shape))}), got {(*pixels.shape,)}"
             )
         if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             return self.plain(pixels.to(self.device))
         parts: list[Tensor] = []
+        start, images = 0, len(pixels)
         with self._lock, self._recorder.in_order():
-            start = 0
-            while start < len(pixels) or not parts:
-                graph = self._graph_for(len(pixels) - start, pixels.dtype)
-                count = min(len(pixels) - start, graph.images)
-                some = pixels if count == len(pixels) else pixels[start : start + count]
+            while start < images or not parts:
+                graph = self._graph_for(images - start, pixels.dtype)
+                count = min(images - start, graph.images)
+                some = pixels if count == images else pixels[start : start + count]
                 whole = count == graph.images  # one image's latency shows every tensor that is made on the way
                 # what lies behind them is answered unread
                 (graph.pixels if whole else graph.pixels[:count]).copy_(some, non_blocking=True)
@@ -143,7 +144,7 @@ class Graphs:
     def _graph_for(self, count: int, dtype: torch.dtype) -> _Graph:
         """The graph of the smallest bucket that takes `count` images, or of the largest bucket."""
         while True:
-            bucket = next((bucket for bucket in self._buckets if bucket >= count), self._buckets[-1])
+            bucket = self._buckets[min(bisect_left(self._buckets, count), len(self._buckets) - 1)]
             if (dtype, bucket) in self._graphs:
                 self._graphs.move_to_end((dtype, bucket))
                 return self._graphs[dtype, bucket]
@@ -205,8 +206,7 @@ class CudaRecorder:
         self.device = device
         self._stream = torch.cuda.Stream(device)  # one for all: a pool reuses memory only within a stream
         self._pools = [torch.cuda.graph_pool_handle()]  # the last is recorded into, the others still hold graphs
-        self._done = torch.cuda.Event()
-        self._last: tuple[int, torch.cuda.Stream] | None = None  # with its handle, which takes less time to ask for
+        self._order = _InOrder(device)
 
     def record(self, forward: Forward, pixels: Tensor) -> tuple[Callable[[], object], Tensor]:
         """Raises PetaliteError for a pass that a graph cannot hold, which waits for the device, say."""
@@ -242,19 +242,9 @@ class CudaRecorder:
                 ) from error
         return graph.replay, logits
 
-    @contextmanager
-    def in_order(self) -> Iterator[None]:
+    def in_order(self) -> AbstractContextManager[None]:
         """Callers on the same stream need nothing; one on another waits, on the device, for the call before."""
-        handle: int = torch._C._cuda_getCurrentRawStream(self.device.index)
-        if self._last is None or self._last[0] != handle:
-            stream = torch.cuda.current_stream(self.device)
-            if self._last is not None:
-                stream.wait_event(self._done)
-            self._last = (handle, stream)
-        try:
-            yield
-        finally:
-            self._done.record(self._last[1])
+        return self._order
 
     def pool_bytes(self) -> int:
         """Bytes of the pools' segments: what no one else on the device can use."""
@@ -274,6 +264,27 @@ class CudaRecorder:
         with suppress(RuntimeError):
             torch._C._cuda_endAllocateToPool(self.device.index, self._pools[-1])
         self._pools.append(torch.cuda.graph_pool_handle())
+
+
+class _InOrder(AbstractContextManager[None]):
+    """`CudaRecorder.in_order`. A generator would do, and take twice as long, before every pass."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._index = device.index
+        self._done = torch.cuda.Event()
+        self._last: tuple[int, torch.cuda.Stream] | None = None  # with its handle, which takes less time to ask for
+
+    def __enter__(self) -> None:
+        handle: int = torch._C._cuda_getCurrentRawStream(self._index)
+        if self._last is None or self._last[0] != handle:
+            stream = torch.cuda.current_stream(self._index)
+            if self._last is not None:
+                stream.wait_event(self._done)
+            self._last = (handle, stream)
+
+    def __exit__(self, *_: object) -> None:
+        assert self._last is not None
+        self._done.record(self._last[1])
 
 
 @contextmanager
