@@ -56,12 +56,12 @@ def test_recorded_it_answers_as_the_model_does(tmp_path: Path, name: str, comput
     classifier = load(checkpoint, "cuda", compute=available(compute), engine="fused")
     assert (classifier.info.engine, classifier.info.compute) == ("fused", compute)
     bound = BOUNDS[compute] * (2 if checkpoint.plan.merge else 1)
-    for count in (1, 9):
-        pixels = pixels_for(checkpoint, count)
-        assert error(classifier.logits(pixels), exact_logits(checkpoint, pixels)) < bound
-        assert (
-            error(classifier.logits(classifier.preprocess.normalize(pixels)), exact_logits(checkpoint, pixels)) < bound
-        )
+    pixels = pixels_for(checkpoint, 9)
+    wanted, normalized = exact_logits(checkpoint, pixels), classifier.preprocess.normalize(pixels)
+    # one by one, too, but judged together: which tokens of an image merge may hang on a rounding
+    for size in (1, 9):
+        for given in (pixels, normalized):
+            assert error(torch.cat([classifier.logits(some) for some in given.split(size)]), wanted) < bound
     assert torch.equal(classifier.logits(pixels), classifier.logits(pixels))
 
 
