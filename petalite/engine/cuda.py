@@ -160,16 +160,17 @@ class Fused:
         if self._whole is None or not ways:
             return self._one_by_one(x)
 
-        def at_once(name: str, stream: Tensor) -> Tensor:
-            stream = ways[name](stream)
-            return self._class_token(stream, None) if self.shape.read else self._mean(stream, None, None)
-
         def trials() -> dict[str, Callable[[], Tensor]]:
             found: dict[str, Callable[[], Tensor]] = {SEPARATE: lambda: self._one_by_one(x.clone())}
-            return found | {name: lambda name=name: at_once(name, x.clone()) for name in ways}
+            return found | {name: lambda way=way: self._at_once(way, x.clone()) for name, way in ways.items()}
 
         name = self.choices.choose(self._whole.key(x), trials, _alike)
-        return self._one_by_one(x) if name == SEPARATE else at_once(name, x)
+        return self._one_by_one(x) if name == SEPARATE else self._at_once(ways[name], x)
+
+    def _at_once(self, way: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """As `_through`, all blocks in one kernel."""
+        x = way(x)
+        return self._class_token(x, None) if self.shape.read else self._mean(x, None, None)
 
     def _one_by_one(self, x: Tensor) -> Tensor:
         """As `_through`, with kernels of their own for the parts of each block."""

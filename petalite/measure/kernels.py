@@ -14,7 +14,8 @@ own overhead: read them as shares, and take speed from `latency`. How a kernel o
   that unpacks weights *while* it multiplies (bitsandbytes' fused `gemm_4bit`, `gemv_4bit`) is a matrix product;
 - *dequantize*: changing weights or activations from or to a quantized format, with all that bitsandbytes does around a
   product (scales, outlier columns);
-- *other*: normalization, GELU, residuals, copies.
+- *other*: normalization, GELU, residuals, copies; and the one kernel of all blocks of a single image (`blocks_at_once`),
+  which cannot be told apart.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ _PATTERNS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
 #: Which implementation of attention a name proves; the fused ones come first, since softmax may occur elsewhere too.
 _IMPLEMENTATIONS = (
     # the fused engine's own (engine/kernels/attention.py); beside it another may run for a last block's few queries
-    ("petalite", re.compile(r"^_(whole|streamed)\b")),
+    ("petalite", re.compile(r"^(_(whole|streamed)|blocks_at_once)\b")),
     ("openvino", re.compile(r"^openvino attention$")),
     ("cudnn", re.compile(r"cudnn\w*_sdpa|cudnn_attention", re.I)),
     ("fa3", re.compile(r"FlashAttnFwdSm90")),

@@ -62,6 +62,7 @@ def fused_layers(fused: Any) -> Iterator[None]:
         (fused, "_embed", lambda *_: "patch_embed.proj"),
         (fused, "_block", lambda block, *_: index[id(block)]),
         (fused, "_read", lambda block, *_: index[id(block)]),
+        (fused, "_at_once", lambda *_: "blocks"),
         (fused, "_mean", lambda *_: "norm"),
         (fused, "_normed", lambda _, norm, *__: norms[id(norm)]),
         (fused.attending, "_by", lambda *given: given[3].name.removesuffix(".proj")),

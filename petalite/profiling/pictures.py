@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _DPI = 160
 #: In KINDS' order, and the gaps.
-_COLORS = ("#3f8fb8", "#33418e", "#e0a130", "#0b8a66", "#b0479f", "#d1550f", "#6f9a53", "#a9b1bb", "#e3e6ea")
+_COLORS = ("#3f8fb8", "#33418e", "#4f7c8a", "#e0a130", "#0b8a66", "#b0479f", "#d1550f", "#6f9a53", "#a9b1bb", "#e3e6ea")
 #: Of the longest bar: what a shorter one that is no block's would not be seen of.
 _VISIBLE = 0.005
 #: Bars whose names find room beside each other.

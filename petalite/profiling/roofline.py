@@ -60,7 +60,8 @@ def measure_ceilings(
 
 
 def roofline(account: dict[str, Any], known: dict[str, Work], ceilings: dict[str, Any]) -> dict[str, Any]:
-    """`groups` of layers with their rates and shares, where layers are told; `products` and `total` of the whole pass."""
+    """`groups` of layers with their rates and shares, where layers are told; `products` (None where they are part
+    of one kernel of all blocks) and `total` of the whole pass."""
     peak, moving = ceilings["tflops"], ceilings["copy_gb_s"]
     groups: dict[str, list[Any]] = defaultdict(lambda: [0.0, Work(0.0, 0.0)])
     for entry in account["layers"] or ():
@@ -71,10 +72,11 @@ def roofline(account: dict[str, Any], known: dict[str, Work], ceilings: dict[str
             group[1] += done
     kinds = {entry["kind"]: entry["ms"] for entry in account["kinds"]}
     multiplied = sum((one for name, one in known.items() if _is_product(name)), Work(0.0, 0.0))
+    apart = not kinds.get("blocks")  # in one kernel, what takes products how long cannot be told
     everything = sum(known.values(), Work(0.0, 0.0))
     return {
         "groups": [{"group": name, **_rates(ms, done, peak, moving)} for name, (ms, done) in groups.items() if ms > 0],
-        "products": _rates(kinds["products"], multiplied, peak, moving) if kinds.get("products") else None,
+        "products": _rates(kinds["products"], multiplied, peak, moving) if kinds.get("products") and apart else None,
         "total": _rates(account["check"]["total_ms"], everything, peak, moving),
     }
 

@@ -15,10 +15,12 @@ from typing import Literal
 
 from petalite.measure.kernels import kind_of
 
-StepKind = Literal["products", "attention", "quantize", "normalization", "elementwise", "copies", "merging", "other"]
+StepKind = Literal[
+    "products", "attention", "blocks", "quantize", "normalization", "elementwise", "copies", "merging", "other"
+]  # fmt: skip
 #: In the order of tables and pictures; `gaps` (nothing ran) comes last.
 KINDS: tuple[StepKind, ...] = (
-    "products", "attention", "quantize", "normalization", "elementwise", "copies", "merging", "other",
+    "products", "attention", "blocks", "quantize", "normalization", "elementwise", "copies", "merging", "other",
 )  # fmt: skip
 GAPS = "gaps"
 #: What a table calls steps that belong to no layer: putting tokens together, copies around a graph.
@@ -26,6 +28,7 @@ NO_LAYER = "no layer"
 WORDS = {
     "products": "matrix products",
     "attention": "attention",
+    "blocks": "blocks in one kernel",
     "quantize": "quantize, dequantize",
     "normalization": "normalization",
     "elementwise": "GELU, residuals",
@@ -38,6 +41,7 @@ WORDS = {
 _CONTRACT: dict[str, StepKind] = {"matmul": "products", "attention": "attention", "dequantize": "quantize"}
 #: What the contract calls `other`, told apart; Petalite's own kernels by their whole names.
 _FINER: tuple[tuple[StepKind, re.Pattern[str]], ...] = (
+    ("blocks", re.compile(r"^blocks_at_once\b")),
     ("products", re.compile(r"cublas", re.I)),  # sums of a product's parts, and what is done to them
     ("normalization", re.compile(r"layer_?norm|^_norm\b|native_norm|rms_?norm|batch_norm", re.I)),
     ("quantize", re.compile(r"^_(flat|rows)\b", re.I)),

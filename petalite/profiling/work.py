@@ -79,9 +79,12 @@ def work(
 
 
 def of_layer(known: dict[str, Work], layer: str) -> Work | None:
-    """The work of a layer as an account names it; queries, keys and values may be together there and apart here."""
+    """The work of a layer as an account names it: queries, keys and values may be together there and apart here, and all
+    `blocks` be one kernel."""
     if layer in known:
         return known[layer]
+    if layer == "blocks":
+        return sum((done for name, done in known.items() if name.startswith("blocks.")), Work(0.0, 0.0))
     if layer.endswith("attn.qkv"):
         parts = [known.get(f"{layer.removesuffix('qkv')}{part}") for part in _ATTENTION_PARTS]
         if all(parts):

@@ -9,12 +9,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from petalite.engine.cuda import Fused
 from petalite.engine.kernels.blocks import cuts
 from petalite.engine.products import SEPARATE
 from petalite.engine.trial import Trials, time_on_cpu
 from petalite.engine.weights import read_network
+from petalite.profiling.layers import fused_layers
+from petalite.profiling.trace import LAYER
 from tests.engine.kernels.conftest import _rounding_of_a_gpu, device
 from tests.engine.networks import exact_logits, pixels_for, random_checkpoint
 from tests.engine.test_cuda import _interpreted
@@ -47,6 +50,16 @@ def test_it_answers_as_the_blocks_one_by_one(pooling: str, tmp_path: Path, devic
     assert (one - other).norm() < 0.1 * other.norm()
     assert not torch.equal(one, other)  # it was another way
     assert fused.report()["kernels"][f"blocks fp8 2x{fused.shape.tokens}x128x2"] == SEPARATE
+
+
+def test_a_profile_tells_all_blocks_as_one(tmp_path: Path, device: torch.device) -> None:
+    fused = made(tmp_path, device)
+    pixels = torch.zeros(1, 3, 32, 32, dtype=torch.uint8, device=device)
+    answers(fused, pixels, AT_ONCE)
+    with fused_layers(fused), profile(activities=[ProfilerActivity.CPU]) as profiler:
+        fused(pixels)
+    layers = {event.name.removeprefix(LAYER) for event in profiler.events() if event.name.startswith(LAYER)}
+    assert layers == {"patch_embed.proj", "blocks", "norm"}
 
 
 def test_many_images_go_one_by_one(tmp_path: Path, device: torch.device) -> None:

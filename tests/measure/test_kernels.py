@@ -113,6 +113,7 @@ def test_the_rest_is_sorted_by_name_and_proves_no_attention(name: str, kind: str
         ({"ampere_sgemm_128x64_tn", "softmax_warp_forward"}, "math"),
         ({"cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma", "cunn_SoftMaxForward"}, "cudnn"),
         ({"_whole", "_product", "pytorch_flash::flash_fwd_kernel"}, "petalite"),
+        ({"_patches", "blocks_at_once", "gemv2T_kernel_val"}, "petalite"),
         ({"ampere_sgemm_128x64_tn"}, None),
         (set(), None),
     ],

@@ -64,6 +64,7 @@ def test_the_middle_mean_leaves_out_a_quarter_at_either_end() -> None:
         ("_whole", None, "attention"),
         ("_norm", None, "normalization"),
         ("_rows", None, "quantize"),
+        ("blocks_at_once", None, "blocks"),
         ("_flat", None, "quantize"),
         ("_patches", None, "copies"),
         ("_merge", None, "merging"),

@@ -37,6 +37,9 @@ def test_engines_leave_out_what_the_head_does_not_read(tmp_path: Path) -> None:
     together = of_layer(engine, "blocks.1.attn.qkv")
     assert together == engine["blocks.1.attn.q"] + engine["blocks.1.attn.kv"]
     assert of_layer(engine, "blocks.7.attn.qkv") is None
+    whole = of_layer(engine, "blocks")
+    assert whole is not None
+    assert whole + engine["head"] + engine["patch_embed.proj"] == sum(engine.values(), Work(0.0, 0.0))
 
 
 def test_merged_tokens_are_not_multiplied(tmp_path: Path) -> None:
@@ -81,6 +84,21 @@ def test_a_pass_without_layers_still_has_its_total() -> None:
     found = roofline(account, {"head": Work(1e9, 1e9)}, {"tflops": 1.0, "copy_gb_s": 1.0})
     assert (found["groups"], found["products"]) == ([], None)
     assert found["total"]["tflops"] == pytest.approx(1.0)
+
+
+def test_products_inside_one_kernel_of_all_blocks_have_no_rate_of_their_own() -> None:
+    known = {"head": Work(1e6, 1e6), "blocks.0.mlp.fc1": Work(4e9, 1e6), "blocks.0.norm1": Work(1e6, 1e6)}
+    account: dict[str, Any] = {
+        "layers": [{"layer": "blocks", "ms": 2.0}, {"layer": "head", "ms": 0.5}],
+        "kinds": [{"kind": "products", "ms": 0.5}, {"kind": "blocks", "ms": 2.0}],
+        "check": {"total_ms": 2.5},
+    }
+    found = roofline(account, known, {"tflops": 10.0, "copy_gb_s": 2.0})
+    assert found["products"] is None
+    assert [(one["group"], one["tflops"]) for one in found["groups"]] == [
+        ("blocks", pytest.approx(4.001e9 / 2e9)),
+        ("head", pytest.approx(1e6 / 0.5e9)),
+    ]
 
 
 def test_ceilings_are_measured_on_a_square_and_on_the_models_shapes(

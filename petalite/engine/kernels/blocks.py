@@ -187,7 +187,7 @@ def blocks(x: Tensor, table: Table, cut: Cut | None = None) -> Tensor:
     shape = (C, power_of_two(C), table.heads, head, table.hidden, *tiles, *pieces(N), cut.parts)
     with torch.cuda.device_of(x):
         if device.type == "cuda":
-            stages.run[(programs,)](
+            stages.blocks_at_once[(programs,)](
                 x, *room, counters(device).take(1), 0, layers, *sizes, *shape, EVERY, True,
                 num_warps=_WARPS, num_stages=cut.loads, enable_fp_fusion=True, launch_cooperative_grid=True,
             )  # fmt: skip
@@ -196,7 +196,7 @@ def blocks(x: Tensor, table: Table, cut: Cut | None = None) -> Tensor:
             ends = [(layer, layer + 1, stage) for layer in range(layers) for stage in range(COUNT)]
             for first, last, stage in [*ends, (layers - 1, layers - 1, COUNT)]:
                 grid = (needed[stage] + 1,)  # one has nothing to do
-                stages.run[grid](x, *room, None, first, last, *sizes, *shape, 1 << stage, False)
+                stages.blocks_at_once[grid](x, *room, None, first, last, *sizes, *shape, 1 << stage, False)
     return x
 
 

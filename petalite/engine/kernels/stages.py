@@ -1,7 +1,7 @@
 """The stages of a block, as the programs of one kernel run them, each over all that the stage before has written.
 
-run[(programs,)](…, STAGES=EVERY, WAITS=True, …)        # a whole network; how it is launched says blocks.py
-run[(programs,)](…, STAGES=1 << 2, WAITS=False, …)      # only attention: Triton's interpreter cannot wait
+blocks_at_once[(programs,)](…, EVERY, True, …)      # a whole network; how it is launched says blocks.py
+blocks_at_once[(programs,)](…, 1 << 2, False, …)    # only attention: Triton's interpreter cannot wait
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _CODES, _GELU, _ADDED, _PARTS = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2
 
 
 @triton.jit(do_not_specialize=["first", "last", "programs", "B"])
-def run(
+def blocks_at_once(
     x: tl.tensor,
     normed: tl.tensor,
     qkv: tl.tensor,
