@@ -26,8 +26,7 @@ import torch
 from torch import Tensor
 
 from petalite.engine.kernels import power_of_two, stages
-from petalite.engine.kernels.attention import pieces
-from petalite.engine.kernels.cuts import MOST_AT_ONCE
+from petalite.engine.kernels.cuts import MOST_AT_ONCE, pieces
 from petalite.engine.kernels.stages import COUNT, DEPTH, EVERY, NORMED
 from petalite.engine.kernels.tiled import counters
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from petalite.engine.kernels.attention import attend, places_of, queries_of, read, write
 from petalite.engine.kernels.gelu import gelu_half
+from petalite.engine.kernels.heads import attend, places_of, queries_of, read, write
 from petalite.engine.kernels.quantize import encode
 
 #: The depth that a product multiplies at a time.
