@@ -25,7 +25,16 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from petalite.engine.kernels import power_of_two
 from petalite.engine.kernels.cuts import HOPPER_BYTES, MOST_AT_ONCE, Config, configs, pieces
-from petalite.engine.kernels.heads import add_keys, attend, in_pieces, plain, queries_of, rows_of, write
+from petalite.engine.kernels.heads import (
+    add_keys,
+    attend,
+    places_in_pieces,
+    plain,
+    queries_of,
+    read_pieces,
+    rows_of,
+    write,
+)
 from petalite.engine.kernels.quantize import CODES, PLAIN
 
 __all__ = ["Config", "attention", "configs", "pieces"]
@@ -114,8 +123,10 @@ def _whole(
     factor *= one * one
     queries, image = queries_of(qkv, tl.program_id(1), N, heads, D)
     keys = queries + heads * D
-    k1, k2, k3 = in_pieces(keys, N, stride, D, WIDE, FIRST, SECOND, THIRD)
-    v1, v2, v3 = in_pieces(keys + heads * D, N, stride, D, WIDE, FIRST, SECOND, THIRD)
+    places = places_in_pieces(keys, stride, WIDE, FIRST, SECOND, THIRD)
+    k1, k2, k3 = read_pieces(places, N, D, WIDE, FIRST, SECOND, THIRD)
+    places = places_in_pieces(keys + heads * D, stride, WIDE, FIRST, SECOND, THIRD)
+    v1, v2, v3 = read_pieces(places, N, D, WIDE, FIRST, SECOND, THIRD)
     v1, v2, v3 = plain(v1), plain(v2), plain(v3)
     for tile in range(start, stop):
         q = rows_of(queries, tile * ROWS, N, stride, ROWS, D, WIDE)

@@ -2,7 +2,8 @@
 
 queries, image = queries_of(qkv, place, N, heads, D)            # of the head at this place among all heads of all images
 q = rows_of(queries, row, N, 3 * heads * D, ROWS, D, WIDE)
-k1, k2, k3 = in_pieces(queries + heads * D, N, 3 * heads * D, D, WIDE, 128, 64, 16)
+places = places_in_pieces(queries + heads * D, 3 * heads * D, WIDE, 128, 64, 16)        # of 208 keys
+k1, k2, k3 = read_pieces(places, N, D, WIDE, 128, 64, 16)
 sums, total = attend(q, k1, k2, k3, v1, v2, v3, None, image, factor, N, 128, 64, 16)
 write(out, one, step, sums, total, image, place % heads, row, N, heads, ROWS, D, WIDE)
 """
@@ -58,10 +59,25 @@ def rows_of(
 
 
 @triton.jit
-def in_pieces(
+def places_in_pieces(
     base: tl.tensor,
-    N: tl.tensor,
     stride: tl.tensor,
+    WIDE: tl.constexpr,
+    FIRST: tl.constexpr,
+    SECOND: tl.constexpr,
+    THIRD: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """Where all keys or all values of a head lie, in up to three pieces (0: none)."""
+    first = places_of(base, 0, stride, FIRST, WIDE)
+    second = places_of(base, FIRST, stride, SECOND, WIDE) if SECOND else first
+    third = places_of(base, FIRST + SECOND, stride, THIRD, WIDE) if THIRD else first
+    return first, second, third
+
+
+@triton.jit
+def read_pieces(
+    places: tl.tuple,
+    N: tl.tensor,
     D: tl.constexpr,
     WIDE: tl.constexpr,
     FIRST: tl.constexpr,
@@ -69,9 +85,9 @@ def in_pieces(
     THIRD: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
     """All keys or all values of a head; what stands for a piece of none is not read."""
-    first = rows_of(base, 0, N, stride, FIRST, D, WIDE)
-    second = rows_of(base, FIRST, N, stride, SECOND, D, WIDE) if SECOND else first
-    third = rows_of(base, FIRST + SECOND, N, stride, THIRD, D, WIDE) if THIRD else first
+    first = read(places[0], 0, N, FIRST, D, WIDE)
+    second = read(places[1], FIRST, N, SECOND, D, WIDE) if SECOND else first
+    third = read(places[2], FIRST + SECOND, N, THIRD, D, WIDE) if THIRD else first
     return first, second, third
 
 

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from petalite.engine.kernels.gelu import gelu_half
-from petalite.engine.kernels.heads import attend, places_of, queries_of, read, write
+from petalite.engine.kernels.heads import attend, places_in_pieces, places_of, queries_of, read, read_pieces, write
 from petalite.engine.kernels.quantize import encode
 
 #: The depth that a product multiplies at a time.
@@ -211,15 +211,10 @@ def _head(
     place, row = _own(WAITS) // high, _own(WAITS) % high * HIGH
     stride: tl.constexpr = 3 * HEADS * D
     queries, image = queries_of(qkv, place, N, HEADS, D)
-    keys, values = queries + HEADS * D, queries + 2 * HEADS * D
     q = places_of(queries, row, stride, HIGH, D)
-    k1 = places_of(keys, 0, stride, FIRST, D)
-    k2 = places_of(keys, FIRST, stride, SECOND, D) if SECOND else k1
-    k3 = places_of(keys, FIRST + SECOND, stride, THIRD, D) if THIRD else k1
-    v1 = places_of(values, 0, stride, FIRST, D)
-    v2 = places_of(values, FIRST, stride, SECOND, D) if SECOND else v1
-    v3 = places_of(values, FIRST + SECOND, stride, THIRD, D) if THIRD else v1
-    return place, image, row, q, k1, k2, k3, v1, v2, v3
+    keys = places_in_pieces(queries + HEADS * D, stride, D, FIRST, SECOND, THIRD)
+    values = places_in_pieces(queries + 2 * HEADS * D, stride, D, FIRST, SECOND, THIRD)
+    return place, image, row, q, keys, values
 
 
 @triton.jit
@@ -239,15 +234,11 @@ def _attention(
     THIRD: tl.constexpr,
 ) -> None:
     """A block of queries of one head; programs beyond the last head read and write nothing."""
-    place, image, row, q, k1, k2, k3, v1, v2, v3 = head
+    place, image, row, q, keys, values = head
     tokens = tl.where(place < B * HEADS, N, 0)
     q = read(q, row, tokens, HIGH, D, D)
-    k1 = read(k1, 0, tokens, FIRST, D, D)
-    k2 = read(k2, FIRST, tokens, SECOND, D, D) if SECOND else k1
-    k3 = read(k3, FIRST + SECOND, tokens, THIRD, D, D) if THIRD else k1
-    v1 = read(v1, 0, tokens, FIRST, D, D)
-    v2 = read(v2, FIRST, tokens, SECOND, D, D) if SECOND else v1
-    v3 = read(v3, FIRST + SECOND, tokens, THIRD, D, D) if THIRD else v1
+    k1, k2, k3 = read_pieces(keys, tokens, D, D, FIRST, SECOND, THIRD)
+    v1, v2, v3 = read_pieces(values, tokens, D, D, FIRST, SECOND, THIRD)
     shares = factor * one * one
     sums, total = attend(q, k1, k2, k3, v1, v2, v3, None, image, shares, N, FIRST, SECOND, THIRD)
     write(attended, one, step, sums, total, image, place % HEADS, row, tokens, HEADS, HIGH, D, D)
