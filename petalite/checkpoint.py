@@ -30,7 +30,7 @@ from petalite.files import atomic_folder, disk_bytes, read_json, sha256, write_j
 from petalite.formats import get_format
 from petalite.formats.plain import DTYPES
 from petalite.importers import is_transformers_folder, read_transformers_vit
-from petalite.merging import merge_problems
+from petalite.outline import Outline, outline_of
 from petalite.plan import POSITIONS, Plan
 
 WEIGHTS = "model.safetensors"
@@ -86,9 +86,14 @@ class Checkpoint:
         return tuple(name for name, stored in self.plan.layers.items() if not get_format(stored).plain)
 
     @cached_property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
+    def outline(self) -> Outline:
+        """What is asked of the model most often; without timm where it is known."""
+        return outline_of(self.config)
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """The shape that each tensor of the model has when nothing is packed."""
-        return {name: tuple(tensor.shape) for name, tensor in self.skeleton().state_dict().items()}
+        return self.outline.shapes
 
     def unpacked(self, layer: str) -> Tensor:
         """A layer's weight in float32 and in the model's shape; formats pack matrices, a convolution's weight as one."""
@@ -127,29 +132,29 @@ def find_problems(checkpoint: Checkpoint) -> list[str]:
     config, plan, tensors = checkpoint.config, checkpoint.plan, checkpoint.tensors
     if not isinstance(config.get("pretrained_cfg"), dict):
         return ["config.json has no preprocessing ('pretrained_cfg')"]
-    model = checkpoint.skeleton()
+    outline = checkpoint.outline
     problems: list[str] = []
     names = config.get("label_names")
     if names is not None and len(names) != config.get("num_classes"):
         problems.append(f"config.json has {len(names)} label_names for {config.get('num_classes')} classes")
-    known = [*models.layers(model), POSITIONS]
+    known = [*outline.layers, POSITIONS]
     if unknown := sorted((set(plan.layers) | set(plan.activations)) - set(known)):
         problems.append(f"plan.json names layers that the model does not have: {', '.join(unknown[:3])}")
-    problems += merge_problems(plan, model)
+    problems += outline.merge_problems(plan)
     packed = {name for name in known if name in plan.layers and not get_format(plan.layers[name]).plain}
     weights = {models.weight_name(name): name for name in packed}
-    for name, expected in model.state_dict().items():
+    for name, expected in outline.shapes.items():
         if name in weights:
             if "weight" not in checkpoint.layer(weights[name]):
                 problems.append(f"{WEIGHTS} lacks the tensor {weights[name]}.weight")
             continue
         if name not in tensors:
             problems.append(f"{WEIGHTS} lacks the tensor {name}")
-        elif tensors[name].shape != expected.shape:
-            problems.append(_shape_problem(name, tuple(tensors[name].shape), tuple(expected.shape)))
+        elif tensors[name].shape != expected:
+            problems.append(_shape_problem(name, tuple(tensors[name].shape), expected))
         elif not tensors[name].is_floating_point():
             problems.append(f"{name} is {tensors[name].dtype}, but the plan does not say that it is quantized")
-    expected_names = set(model.state_dict()) | {f"{name}.{key}" for name in packed for key in checkpoint.layer(name)}
+    expected_names = set(outline.shapes) | {f"{name}.{key}" for name in packed for key in checkpoint.layer(name)}
     if extra := sorted(set(tensors) - expected_names):
         problems.append(f"{WEIGHTS} holds tensors that the model does not have: {', '.join(extra[:3])}")
     return problems
@@ -230,7 +235,7 @@ def _plain_plan(config: models.Config, tensors: Mapping[str, Tensor]) -> Plan:
     if stored not in _DTYPE_NAMES:
         raise PetaliteError(f"the weights are stored as {stored}; expected one of {', '.join(DTYPES)}")
     name = _DTYPE_NAMES[stored]
-    return Plan(name, dict.fromkeys(models.layers(models.build(config)), name), name)
+    return Plan(name, dict.fromkeys(outline_of(config).layers, name), name)
 
 
 def _shape_problem(name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> str:

@@ -91,7 +91,7 @@ def use_merging(model: Any, merge: Sequence[int]) -> int:
     A block merges at most half of the patch tokens that reach it. Blocks before the first that merges stay as they are.
     Returns how many tokens are merged away in all. Raises PetaliteError for what `merge_problems` names.
     """
-    if problems := _problems(merge, model):
+    if problems := _problems(merge, len(model.blocks), model.global_pool, model.patch_embed.num_patches):
         raise PetaliteError(problems[0])
     counts = merged_counts(merge, model.patch_embed.num_patches)
     first = next((index for index, count in enumerate(counts) if count), len(counts))
@@ -152,9 +152,9 @@ def merged_counts(merge: Sequence[int], patches: int) -> tuple[int, ...]:
     return tuple(counts)
 
 
-def merge_problems(plan: Plan, model: nn.Module) -> list[str]:
-    """Why `model`, a timm ViT as `models.build` makes it, cannot merge tokens as `plan` says; empty when it can."""
-    return [f"plan.json: {problem}" for problem in _problems(plan.merge, model)]
+def merge_problems(plan: Plan, depth: int, pooling: str, patches: int) -> list[str]:
+    """Why a model cannot merge tokens as `plan` says; empty when it can. pooling: timm's `global_pool`."""
+    return [f"plan.json: {problem}" for problem in _problems(plan.merge, depth, pooling, patches)]
 
 
 def parse_merge(text: str, depth: int) -> tuple[int, ...]:
@@ -176,15 +176,15 @@ def parse_merge(text: str, depth: int) -> tuple[int, ...]:
     return merge if any(merge) else ()
 
 
-def _problems(merge: Sequence[int], model: Any) -> list[str]:
+def _problems(merge: Sequence[int], depth: int, pooling: str, patches: int) -> list[str]:
     if not merge:
         return []
-    if len(merge) != len(model.blocks):
-        return [_wrong_length(merge, len(model.blocks))]
+    if len(merge) != depth:
+        return [_wrong_length(merge, depth)]
     problems = []
-    if any(merge) and model.global_pool not in _POOLINGS:
-        problems.append(f"tokens cannot be merged in a model that pools by '{model.global_pool}', only by token or avg")
-    left = model.patch_embed.num_patches
+    if any(merge) and pooling not in _POOLINGS:
+        problems.append(f"tokens cannot be merged in a model that pools by '{pooling}', only by token or avg")
+    left = patches
     for index, (asked, count) in enumerate(zip(merge, merged_counts(merge, left), strict=True)):
         if asked and asked >= left:
             problems.append(f"block {index} cannot merge away {asked} of its {left} patch tokens: one has to be left")

@@ -25,7 +25,6 @@ from petalite.errors import PetaliteError, did_you_mean
 from petalite.formats import Format, get_format
 from petalite.formats.base import Packed
 from petalite.formats.plain import cast
-from petalite.merging import merge_problems
 from petalite.plan import POSITIONS, Plan
 
 _TORCH_NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -61,7 +60,7 @@ def quantize(
     plan = Plan.uniform(
         chosen.name,
         rest=chosen.rest,
-        layers=models.layers(parent.skeleton()),
+        layers=parent.outline.layers,
         keep=keep,
         include_head=include_head,
         edges=get_format(edges).name if edges else None,
@@ -144,7 +143,7 @@ def complete(plan: Plan, parent: Checkpoint) -> Plan:
 
     Raises PetaliteError for layers, formats and a merging that the model does not have.
     """
-    known = models.layers(parent.skeleton())
+    known = parent.outline.layers
     for name, stored in plan.layers.items():
         if name not in (*known, POSITIONS):
             raise PetaliteError(
@@ -153,7 +152,7 @@ def complete(plan: Plan, parent: Checkpoint) -> Plan:
         get_format(stored)
     if not get_format(plan.rest).plain:
         raise PetaliteError(f"the plan's rest must be a plain format (fp32, fp16, bf16), not {plan.rest}")
-    if problems := merge_problems(plan, parent.skeleton()):
+    if problems := parent.outline.merge_problems(plan):
         raise PetaliteError(problems[0])
     absent = {name: plan.rest for name in known if name not in plan.layers}
     return replace(plan, layers={**absent, **plan.layers})

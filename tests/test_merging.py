@@ -19,7 +19,6 @@ from petalite.merging import (
     MergingBlock,
     Tokens,
     match,
-    merge_problems,
     merge_tokens,
     merged_counts,
     parse_merge,
@@ -277,7 +276,7 @@ def test_what_cannot_be_merged_is_named(
     tmp_path: Path, merge: tuple[int, ...], arguments: dict[str, Any], problem: str | None
 ) -> None:
     checkpoint = merging(tiny_checkpoint(tmp_path / "tiny", **arguments), merge)
-    assert merge_problems(checkpoint.plan, checkpoint.skeleton()) == ([f"plan.json: {problem}"] if problem else [])
+    assert checkpoint.outline.merge_problems(checkpoint.plan) == ([f"plan.json: {problem}"] if problem else [])
     if problem is None:
         assert load(checkpoint, "cpu").logits(tiny_pixels()).isfinite().all()
     else:

@@ -21,7 +21,7 @@ ORDER = (
     ("errors", "console", "files"),
     ("data",),
     ("formats", "attention", "merging", "plan"),
-    ("device", "models", "importers", "card", "checkpoint", "stages"),
+    ("device", "models", "outline", "importers", "card", "checkpoint", "stages"),
     ("recipe",),
     ("straight_through", "calibration"),
     ("training",),

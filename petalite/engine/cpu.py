@@ -51,9 +51,8 @@ def open_on_cpu(
     """
     from petalite.data.preprocess import Preprocess
     from petalite.engine.weights import read_network
-    from petalite.merging import merge_problems
 
-    if problems := merge_problems(checkpoint.plan, checkpoint.skeleton()):
+    if problems := checkpoint.outline.merge_problems(checkpoint.plan):
         raise PetaliteError(problems[0].removeprefix("plan.json: "))
     processor = processor or this_processor()
     inside = [name for name in checkpoint.plan.layers if in_block(name)]

@@ -238,7 +238,6 @@ def _classifier(
     scales: str | None = None,
 ) -> Classifier:
     preprocess = Preprocess.from_config(checkpoint.config)
-    skeleton = checkpoint.skeleton()
     info = Info(
         checkpoint=str(checkpoint.path),
         architecture=str(checkpoint.config["architecture"]),
@@ -248,19 +247,15 @@ def _classifier(
         device=", ".join(str(runner.device) for runner in runners),
         classes=len(checkpoint.classes),
         image_size=preprocess.size,
-        parameters=sum(parameter.numel() for parameter in skeleton.parameters()),
+        parameters=checkpoint.outline.parameters,
         disk_bytes=checkpoint.disk_bytes,
-        merged_tokens=sum(merged_counts(checkpoint.plan.merge, _patches(skeleton))),
+        merged_tokens=sum(merged_counts(checkpoint.plan.merge, checkpoint.outline.patches)),
         engine=engine,
         why=choice.why,
         scales=scales,
     )
     runner: Runner = runners[0] if len(runners) == 1 else Several(runners)
     return Classifier(runner, preprocess, checkpoint.classes, info)
-
-
-def _patches(model: nn.Module) -> int:
-    return int(model.get_submodule("patch_embed").num_patches)  # type: ignore[arg-type]
 
 
 def assemble(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> nn.Module:

@@ -17,16 +17,16 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from petalite.checkpoint import Checkpoint
 from petalite.data.preprocess import Preprocess
 from petalite.errors import PetaliteError
 from petalite.merging import merged_counts
+from petalite.outline import Outline
 
 #: What uint8 pixels have subtracted, so that they are signed and small: exact in 8-bit integers and in any float.
 PIXEL_MIDDLE = 128
-_POOLINGS = ("token", "avg")
 
 
 @dataclass(frozen=True)
@@ -147,35 +147,10 @@ class Network:
 
 def unsupported(checkpoint: Checkpoint) -> str | None:
     """What of this model the fused engines do not compute, in a few words; None when they compute all of it."""
-    return _unsupported(checkpoint.skeleton(), Preprocess.from_config(checkpoint.config))
-
-
-def _unsupported(model: Any, preprocess: Preprocess) -> str | None:
-    if model.global_pool not in _POOLINGS:
-        return f"pooling by '{model.global_pool}'"
-    if not isinstance(model.head, nn.Linear):
-        return "a model without a head"
-    if problem := _odd_patches(model.patch_embed):
+    if problem := checkpoint.outline.unsupported:
         return problem
-    if tuple(model.patch_embed.img_size) != preprocess.size:
+    if checkpoint.outline.image_size != Preprocess.from_config(checkpoint.config).size:
         return "images of another size than the model's"
-    norms = [model.norm_pre, model.norm, model.fc_norm]
-    for block in model.blocks:
-        attn, mlp = block.attn, block.mlp
-        if getattr(attn, "gate", None) is not None:
-            return "gated attention"
-        if not isinstance(getattr(attn, "norm", nn.Identity()), nn.Identity):
-            return "a norm behind attention"
-        if not isinstance(getattr(mlp, "norm", nn.Identity()), nn.Identity):
-            return "a norm inside the MLP"
-        if type(mlp).__name__ != "Mlp":
-            return f"an MLP of type {type(mlp).__name__}"
-        if _gelu(mlp.act) is None:
-            return f"the activation {type(mlp.act).__name__}"
-        norms += [block.norm1, block.norm2, attn.q_norm, attn.k_norm]
-    for norm in norms:
-        if not isinstance(norm, (nn.LayerNorm, nn.Identity)):
-            return f"a norm of type {type(norm).__name__}"
     return None
 
 
@@ -193,30 +168,27 @@ def read_network(checkpoint: Checkpoint, device: torch.device | None = None) -> 
 
 def _read_network(checkpoint: Checkpoint) -> Network:
     """Its tensors lie where those of the checkpoint do, which is torch's default device."""
-    model: Any = checkpoint.skeleton()
-    preprocess = Preprocess.from_config(checkpoint.config)
-    if problem := _unsupported(model, preprocess):
+    outline, preprocess = checkpoint.outline, Preprocess.from_config(checkpoint.config)
+    if problem := unsupported(checkpoint):
         raise PetaliteError(f"{checkpoint.path}: the fused engine does not compute {problem}; use --engine module")
-    reader = _Reader(checkpoint.plain_tensors(), checkpoint.plan.activations)
+    reader = _Reader(checkpoint.plain_tensors(), checkpoint.plan.activations, outline)
     normalized = reader.linear("patch_embed.proj")
     normalized = Linear(normalized.name, normalized.weight.flatten(1), normalized.bias)
-    tokens, positions = reader.embeddings(model)
-    counts = merged_counts(checkpoint.plan.merge, len(positions)) or (0,) * len(model.blocks)
+    tokens, positions = reader.embeddings()
+    counts = merged_counts(checkpoint.plan.merge, len(positions)) or (0,) * outline.depth
     first = next((index for index, count in enumerate(counts) if count), len(counts))
-    distilled = hasattr(model, "head_dist")
-    head = reader.head(distilled)
-    high, wide = model.patch_embed.patch_size
-    attention = model.blocks[0].attn
+    head = reader.head()
+    high, wide = outline.patch
     shape = Shape(
         image_size=preprocess.size,
         patch=(high, wide),
-        width=model.embed_dim,
-        heads=attention.num_heads,
-        head_dim=attention.head_dim,
-        prefix=model.num_prefix_tokens,
-        read=0 if model.global_pool == "avg" else 2 if distilled else 1,
-        mean_from=0 if model.pool_include_prefix else model.num_prefix_tokens,
-        gelu=_gelu(model.blocks[0].mlp.act) or "none",
+        width=outline.width,
+        heads=outline.heads,
+        head_dim=outline.head_dim,
+        prefix=outline.prefix,
+        read=0 if outline.pooling == "avg" else 2 if outline.distilled else 1,
+        mean_from=0 if outline.with_prefix else outline.prefix,
+        gelu=outline.gelu or "none",
         classes=len(head.weight),
     )
     return Network(
@@ -225,19 +197,19 @@ def _read_network(checkpoint: Checkpoint) -> Network:
         normalized=normalized,
         tokens=tokens,
         positions=positions,
-        norm_pre=reader.norm("norm_pre", model.norm_pre),
-        blocks=tuple(
-            reader.block(index, block, counts[index], index >= first) for index, block in enumerate(model.blocks)
-        ),
-        norm=reader.norm("norm", model.norm),
-        fc_norm=None if distilled else reader.norm("fc_norm", model.fc_norm),
+        norm_pre=reader.norm("norm_pre"),
+        blocks=tuple(reader.block(index, counts[index], index >= first) for index in range(outline.depth)),
+        norm=reader.norm("norm"),
+        fc_norm=None if outline.distilled else reader.norm("fc_norm"),
         head=head,
     )
 
 
 class _Reader:
-    def __init__(self, tensors: Mapping[str, Tensor], spans: Mapping[str, tuple[float, float]]) -> None:
-        self.tensors, self.spans = tensors, spans
+    def __init__(
+        self, tensors: Mapping[str, Tensor], spans: Mapping[str, tuple[float, float]], outline: Outline
+    ) -> None:
+        self.tensors, self.spans, self.outline = tensors, spans, outline
 
     def linear(self, name: str, scaled_by: str | None = None) -> Linear:
         """A layer, its rows multiplied by a layer scale where the model has one of that name."""
@@ -248,49 +220,51 @@ class _Reader:
             bias = None if bias is None else (bias.double() * gamma).float()
         return Linear(name, weight, bias, self.spans.get(name))
 
-    def norm(self, name: str, module: Any) -> Norm | None:
-        if isinstance(module, nn.Identity):
+    def norm(self, name: str) -> Norm | None:
+        if name not in self.outline.norms:
             return None
-        weight = self.tensors.get(f"{name}.weight", torch.ones(module.normalized_shape))
-        return Norm(weight, self.tensors.get(f"{name}.bias", torch.zeros_like(weight)), float(module.eps))
+        channels, eps = self.outline.norms[name]
+        weight = self.tensors.get(f"{name}.weight", torch.ones(channels))
+        return Norm(weight, self.tensors.get(f"{name}.bias", torch.zeros_like(weight)), eps)
 
-    def needed_norm(self, name: str, module: Any) -> Norm:
-        norm = self.norm(name, module)
+    def needed_norm(self, name: str) -> Norm:
+        norm = self.norm(name)
         assert norm is not None, f"{name} is a LayerNorm: `unsupported` has seen to it"
         return norm
 
-    def block(self, index: int, module: Any, merge: int, sized: bool) -> Block:
+    def block(self, index: int, merge: int, sized: bool) -> Block:
         at = f"blocks.{index}"
         return Block(
-            norm1=self.needed_norm(f"{at}.norm1", module.norm1),
+            norm1=self.needed_norm(f"{at}.norm1"),
             qkv=self.linear(f"{at}.attn.qkv"),
-            q_norm=self.norm(f"{at}.attn.q_norm", module.attn.q_norm),
-            k_norm=self.norm(f"{at}.attn.k_norm", module.attn.k_norm),
+            q_norm=self.norm(f"{at}.attn.q_norm"),
+            k_norm=self.norm(f"{at}.attn.k_norm"),
             proj=self.linear(f"{at}.attn.proj", f"{at}.ls1.gamma"),
-            norm2=self.needed_norm(f"{at}.norm2", module.norm2),
+            norm2=self.needed_norm(f"{at}.norm2"),
             fc1=self.linear(f"{at}.mlp.fc1"),
             fc2=self.linear(f"{at}.mlp.fc2", f"{at}.ls2.gamma"),
             merge=merge,
             sized=sized,
         )
 
-    def embeddings(self, model: Any) -> tuple[Tensor, Tensor]:
+    def embeddings(self) -> tuple[Tensor, Tensor]:
         """The prefix tokens with their positions (prefix, width), and the positions of the patches."""
-        last = "dist_token" if hasattr(model, "head_dist") else "reg_token"
+        outline = self.outline
+        last = "dist_token" if outline.distilled else "reg_token"
         names = [name for name in ("cls_token", last) if name in self.tensors]
         parts = [self.tensors[name][0] for name in names]
-        tokens = torch.cat(parts) if parts else torch.zeros(0, model.embed_dim)
-        if model.pos_embed is None:
-            return tokens, torch.zeros(model.patch_embed.num_patches, model.embed_dim)
+        tokens = torch.cat(parts) if parts else torch.zeros(0, outline.width)
+        if "pos_embed" not in self.tensors:
+            return tokens, torch.zeros(outline.patches, outline.width)
         positions = self.tensors["pos_embed"][0]
-        if model.no_embed_class:
+        if not outline.embeds_prefix:
             return tokens, positions
         return tokens + positions[: len(tokens)], positions[len(tokens) :]
 
-    def head(self, distilled: bool) -> Linear:
+    def head(self) -> Linear:
         """The classifier; of a distilled model's two, whose answers are averaged, one for both tokens side by side."""
         head = self.linear("head")
-        if not distilled:
+        if not self.outline.distilled:
             return head
         other = self.linear("head_dist")
         bias = None if head.bias is None or other.bias is None else (head.bias + other.bias) / 2
@@ -307,24 +281,3 @@ def _on_pixels(normalized: Linear, preprocess: Preprocess) -> Linear:
     scaled = weight / (255 * std)[None, :, None]
     bias = shift if normalized.bias is None else shift + normalized.bias.double()
     return Linear(normalized.name, scaled.reshape(width, -1).float(), bias.float())
-
-
-def _odd_patches(embed: Any) -> str | None:
-    if type(embed).__name__ != "PatchEmbed" or not isinstance(embed.proj, nn.Conv2d):
-        return f"a patch embedding of type {type(embed).__name__}"
-    conv = embed.proj
-    if not isinstance(embed.norm, nn.Identity):
-        return "a norm in the patch embedding"
-    if conv.kernel_size != conv.stride or conv.padding != (0, 0) or conv.in_channels != 3:
-        return "a patch embedding whose patches overlap"
-    if not embed.flatten or embed.dynamic_img_pad:
-        return "images of changing size"
-    return None
-
-
-def _gelu(activation: nn.Module) -> str | None:
-    """Which GELU an activation is, `none` (exact) or `tanh`; None for any other."""
-    name = type(activation).__name__
-    if isinstance(activation, nn.GELU):
-        return str(activation.approximate)
-    return {"GELU": "none", "GELUTanh": "tanh"}.get(name)

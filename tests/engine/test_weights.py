@@ -15,6 +15,7 @@ from petalite.data import Preprocess
 from petalite.engine.weights import Linear, Network, Norm, read_network, unsupported
 from petalite.errors import PetaliteError
 from petalite.merging import merge_tokens
+from petalite.outline import Outline
 from petalite.quantization import quantize
 from tests.engine.networks import MODELS, checkpoint_of, exact_logits, pixels_for
 from tests.tiny import tiny_checkpoint, tiny_pixels
@@ -126,7 +127,7 @@ def test_parts_that_no_argument_of_a_checkpoint_asks_for_are_seen_too(
 ) -> None:
     checkpoint = tiny_checkpoint(tmp_path / "tiny")
     model: Any = checkpoint.skeleton()
-    monkeypatch.setattr(type(checkpoint), "skeleton", lambda self: model)
+    monkeypatch.setattr(type(checkpoint), "outline", property(lambda self: Outline.of(model)))
     attn, mlp, embed = model.blocks[1].attn, model.blocks[1].mlp, model.patch_embed
     for owner, name, part, says in [
         (attn, "gate", torch.nn.Linear(64, 64), "gated attention"),
