@@ -154,12 +154,10 @@ def summarize(events: Iterable[Any], device_type: str) -> tuple[Totals, set[str]
 
 
 def _record(forward: Call, wait: Call, device: torch.device, forwards: int) -> Any:
-    from torch.profiler import ProfilerActivity
-    from torch.profiler import profile as torch_profile
+    from petalite.measure.profiler import profiler_on
 
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
     wait()
-    with torch_profile(activities=activities) as profiler:
+    with profiler_on(device) as profiler:
         for _ in range(forwards):
             forward()
         wait()

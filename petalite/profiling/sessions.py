@@ -17,11 +17,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch.profiler import ProfilerActivity, record_function
 from torch.profiler import profile as torch_profile
+from torch.profiler import record_function
 
 from petalite.measure.ceilings import wait_for
 from petalite.measure.latency import time_forwards, warm_up
+from petalite.measure.profiler import activities_on, profiler_on
 from petalite.profiling.trace import PASS, Trace, read_trace
 
 #: In a row with the profiler switched on, or off. The first pays for the switching (1 % of 12 ms) and does not count.
@@ -58,8 +59,8 @@ def in_turn(
         taken_ms = time_forwards(forward, wait, samples=passes, seconds=0.0)
         return _read(session, None), [1e3 * ms for ms in taken_ms]
     undisturbed_us: list[float] = []
-    activities = _activities(device)
-    with torch_profile(activities=activities) as profiler:
+    activities = activities_on(device)
+    with profiler_on(device) as profiler:
         for _ in range(_settling(once_s)):
             forward()
         for _ in range(groups):
@@ -79,17 +80,13 @@ def in_turn(
 def _session(forward: Callable[[], object], device: torch.device, passes: int, once_s: float) -> torch_profile:
     wait = wait_for(device)
     wait()
-    profiler = torch_profile(activities=_activities(device))
+    profiler = profiler_on(device)
     with profiler:
         for number in range(-_settling(once_s), passes):
             with record_function(f"{PASS}{number}" if number >= 0 else _SETTLES):
                 forward()
                 wait()
     return profiler
-
-
-def _activities(device: torch.device) -> list[ProfilerActivity]:
-    return [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
 
 
 def _settling(once_s: float) -> int:

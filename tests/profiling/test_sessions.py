@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity
 
+from petalite.measure import profiler
 from petalite.profiling import sessions
 from petalite.profiling.sessions import GROUP, in_turn, profiled
 from petalite.profiling.trace import PASS, cpu_steps, inside
@@ -54,7 +55,7 @@ def test_passes_with_and_without_the_profiler_take_turns() -> None:
 
 def test_on_a_gpu_a_session_has_passes_of_one_sort(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sessions, "wait_for", lambda _: lambda: None)
-    monkeypatch.setattr(sessions, "_activities", lambda _: [ProfilerActivity.CPU])
+    monkeypatch.setattr(profiler, "activities_on", lambda _: [ProfilerActivity.CPU])
     monkeypatch.setattr(sessions, "_SETTLING_S", 0.0)
     trace, undisturbed_us = in_turn(lambda: None, torch.device("cuda", 0), groups=4)
     assert len(trace.spans(PASS)) == len(undisturbed_us) == 4 * (GROUP - 1)
