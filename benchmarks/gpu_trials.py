@@ -23,6 +23,7 @@ from torch import Tensor
 from petalite.device import resolve_device
 from petalite.engine.cuda import Fused
 from petalite.engine.graphs import BUCKETS, Graphs
+from petalite.engine.kernels.launching import compile_together
 from petalite.engine.trial import Trials, known, known_path, time_on_gpu
 from petalite.engine.weights import read_network
 from petalite.files import write_json
@@ -109,7 +110,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="default: beside the engine")
     arguments = parser.parse_args()
     device, started = resolve_device(arguments.device), time.monotonic()
-    trials = Trials(None, partial(time_on_gpu, device=device))
+    trials = Trials(None, partial(time_on_gpu, device=device), prepare=partial(compile_together, device=device))
     path = arguments.out or known_path(torch.cuda.get_device_name(device))
     for model in arguments.models.split(","):
         network = None

@@ -33,6 +33,7 @@ from petalite.engine.bounds import bounds
 from petalite.engine.choice import plain_dtype
 from petalite.engine.expanded import Expanded
 from petalite.engine.kernels import Quantized
+from petalite.engine.kernels.launching import compile_together
 from petalite.engine.products import SEPARATE, Products
 from petalite.engine.trial import Choices, Trials, trials_for
 from petalite.engine.weights import Block, Network, Norm
@@ -102,10 +103,9 @@ class Fused:
         # the answers are worth 32 bits, and a product this small costs nothing
         self._head_weight = network.head.weight.to(device)
         self._head_bias = None if network.head.bias is None else network.head.bias.to(device)
-        first = self._blocks[0]
-        self.attending = Attending(self.shape, self.products, attention, first.proj, first.heads)
-        self.attention = self.attending.name
-        self._whole = Whole.of(self._blocks, self.shape, self.attending)
+        # what a first image needs is compiled at once; without it, each kernel where it is met, one after the other
+        compile_together([lambda: self._first(attention)], device)
+        self._attend(attention)
 
     @property
     def scales(self) -> str | None:
@@ -133,6 +133,17 @@ class Fused:
             norm = self._fc_norm
             pooled = F.layer_norm(pooled, pooled.shape[-1:], norm.weight, norm.bias, norm.eps)
         return F.linear(pooled, self._head_weight, self._head_bias)
+
+    def _attend(self, attention: str) -> None:
+        first = self._blocks[0]
+        self.attending = Attending(self.shape, self.products, attention, first.proj, first.heads)
+        self.attention = self.attending.name
+        self._whole = Whole.of(self._blocks, self.shape, self.attending)
+
+    def _first(self, attention: str) -> None:
+        """All that is done until there is the answer to an image."""
+        self._attend(attention)
+        self(torch.zeros(1, 3, *self.shape.image_size, dtype=torch.uint8, device=self.device))
 
     def _embed(self, pixels: Tensor) -> Tensor:
         """Patches with their positions behind the prefix tokens, (B, N, C)."""

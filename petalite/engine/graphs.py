@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from petalite.console import warn
+from petalite.engine.kernels.launching import compile_together
 from petalite.errors import PetaliteError
 
 BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -215,6 +216,7 @@ class CudaRecorder:
         with CAPTURE, torch.cuda.device(self.device), torch.cuda.stream(here):
             here.synchronize()  # graphs that the new one will replace may still run
             with torch.cuda.stream(self._stream):
+                compile_together([lambda: forward(pixels)], self.device)
                 for _ in range(_WARM_UPS):
                     forward(pixels)
             self._stream.synchronize()

@@ -31,6 +31,7 @@ from petalite.engine.classifier import Classifier, Info, Runner
 from petalite.engine.cuda import Fused
 from petalite.engine.expanded import CODES
 from petalite.engine.graphs import Graphs
+from petalite.engine.kernels.ready import get_ready
 from petalite.engine.module import PlainModule
 from petalite.engine.processor import COMPUTES as CPU_COMPUTES
 from petalite.engine.processor import choose_on_cpu, this_processor
@@ -68,9 +69,11 @@ def load(
         torch.set_num_threads(threads)
     if engine not in ENGINES:
         raise PetaliteError(f"unknown engine '{engine}'{did_you_mean(engine, ENGINES)}; known: {', '.join(ENGINES)}")
-    checkpoint = path if isinstance(path, Checkpoint) else read_checkpoint(path)
     devices = [resolve_device(name) for name in device_names(device)]
     name = own_engine(devices[0]) if engine in ("auto", "module") else engine
+    if engine != "module" and name == "fused" and engine_missing(name, devices[0]) is None:
+        get_ready(devices[0])  # while timm is imported, which takes longer than to read the checkpoint
+    checkpoint = path if isinstance(path, Checkpoint) else read_checkpoint(path)
     reason = "plain PyTorch modules were asked for" if engine == "module" else None
     reason = reason or engine_unavailable(checkpoint, devices[0], name)
     if reason is None and name == "openvino":

@@ -18,7 +18,7 @@ from __future__ import annotations
 import functools
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from importlib import metadata
 from pathlib import Path
 from statistics import median
@@ -29,6 +29,7 @@ import torch
 from petalite import __version__
 from petalite.console import say
 from petalite.engine.graphs import CAPTURE
+from petalite.engine.kernels.launching import compile_together, compiling
 from petalite.errors import PetaliteError
 from petalite.files import cache_dir, read_json, write_json
 
@@ -49,7 +50,7 @@ class Trials:
     """What was found on one kind of device: key -> the best candidate's name.
 
     path: the file to remember them in; None keeps them in memory. measure: microseconds of each candidate.
-    known: what was found elsewhere on such a device, key -> name.
+    known: what was found elsewhere on such a device, key -> name. prepare: is given the candidates before they run.
     """
 
     def __init__(
@@ -57,8 +58,9 @@ class Trials:
         path: Path | None,
         measure: Callable[[Mapping[str, Run]], Times],
         known: Mapping[str, str] | None = None,
+        prepare: Callable[[Collection[Run]], None] | None = None,
     ) -> None:
-        self.path, self.measure, self.said, self.known = path, measure, False, known or {}
+        self.path, self.measure, self.said, self.known, self.prepare = path, measure, False, known or {}, prepare
         self.found: dict[str, dict[str, Any]] = {}
         if path is not None:
             self.found, problem = _read(path)
@@ -82,6 +84,8 @@ class Trials:
         if not self.said:
             self.said = True
             say(f"trying kernels for shapes that are new on this device ({key}, …); kept in {self.path or 'memory'}")
+        if self.prepare is not None:
+            self.prepare(candidates.values())
         working, reasons = _working(candidates, agree)
         if not working:
             raise PetaliteError(f"no way to compute {key} runs here: {next(iter(reasons.values()))}")
@@ -90,6 +94,17 @@ class Trials:
         self.found[key] = {"best": best, "us": times, **({"left_out": reasons} if reasons else {})}
         self._write()
         return best
+
+    def expect(self, key: str, candidates: Mapping[str, Run]) -> str:
+        """What `choose` would choose as far as is known without a trial; else the first. What it would run to see that it
+        works is run."""
+        best, known = self.found.get(key, {}).get("best"), self.known.get(key)
+        if best in candidates:
+            return str(best)
+        if known is None or known not in candidates:
+            return next(iter(candidates))
+        _working({known: candidates[known]}, None)
+        return known
 
     def _write(self) -> None:
         if self.path is None:
@@ -115,11 +130,14 @@ class Choices:
         """The name of the way for `key`, by a trial where there was none; `ways` is asked only then.
 
         While a CUDA graph is recorded nothing can be timed: then it is the first way, and the trial comes another time.
+        Nor while kernels are compiled only: then it is what will be chosen, as far as that is known.
         """
         if key not in self._chosen:
             candidates = ways()
             if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
                 return next(iter(candidates))
+            if compiling():
+                return self.trials.expect(key, candidates)
             self._chosen[key] = self.trials.choose(key, candidates, agree)
         return self._chosen[key]
 
@@ -140,7 +158,8 @@ def trials_for(device: torch.device) -> Trials:
              f"petalite-{__version__}")  # fmt: skip
     name = re.sub(r"[^\w.+-]+", "-", "_".join(words))
     path = cache_dir() / "trials" / f"{name}.json"
-    return Trials(path, functools.partial(time_on_gpu, device=device), known(device_name))
+    prepare = functools.partial(compile_together, device=device)
+    return Trials(path, functools.partial(time_on_gpu, device=device), known(device_name), prepare)
 
 
 def known(device_name: str) -> dict[str, str]:

@@ -223,3 +223,15 @@ def test_widths_that_eight_bits_do_not_take_run_in_sixteen(tmp_path: Path, gpu: 
         assert info.why.endswith("but blocks.0.attn.qkv has 72 inputs, not a multiple of 16, as fp8 needs")
         with pytest.raises(PetaliteError, match="has 72 inputs, not a multiple of 16, as int8 needs; use bf16 or fp16"):
             load(packed, "cpu", compute="int8")
+
+
+@pytest.mark.parametrize(("engine", "expected"), [("auto", 1), ("fused", 1), ("module", 0)])
+def test_triton_gets_ready_while_a_checkpoint_is_read(
+    checkpoint: Checkpoint, gpu: type[FakeFused], monkeypatch: pytest.MonkeyPatch, engine: str, expected: int
+) -> None:
+    order: list[str] = []
+    read = loading.read_checkpoint
+    monkeypatch.setattr(loading, "get_ready", lambda device: order.append(f"ready for {device}"))
+    monkeypatch.setattr(loading, "read_checkpoint", lambda path: order.append("read") or read(path))
+    load(checkpoint.path, "cpu", engine=engine)
+    assert order == ["ready for cpu"] * expected + ["read"]

@@ -169,3 +169,33 @@ def test_choices_that_come_along_are_found_by_the_name_of_the_gpu() -> None:
     for path in known_path("any").parent.glob("*.json"):
         choices = known(path.stem)
         assert choices and all(isinstance(name, str) for name in choices.values())
+
+
+def test_candidates_are_prepared_together_before_one_runs(tmp_path: Path) -> None:
+    order: list[str] = []
+
+    def run(name: str) -> Callable[[], int]:
+        return lambda: order.append(name) or 1
+
+    runs = {"torch": run("torch"), "ours": run("ours")}
+    trials = Trials(None, Watch(), known={"b": "ours"}, prepare=lambda runs: order.append(f"prepared {len(runs)}"))
+    assert trials.choose("a", runs) == "ours"
+    assert order == ["prepared 2", "torch", "ours"]
+    trials.choose("a", runs), trials.choose("b", runs)
+    assert order[3:] == ["ours"]  # what came along is seen to run, and needs no other
+
+
+def test_while_kernels_are_compiled_nothing_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = Watch()
+    choices = Choices(Trials(None, watch, known={"known": "other", "gone": "no more"}), torch.device("cpu"))
+    ran: list[str] = []
+    runs = {name: lambda name=name: ran.append(name) for name in ("torch", "ours", "other")}
+    with monkeypatch.context() as patched:
+        patched.setattr("petalite.engine.trial.compiling", lambda: True)
+        assert [choices.choose(key, lambda: runs) for key in ("known", "gone", "new")] == ["other", "torch", "torch"]
+    assert ran == ["other"]  # for its kernels: it will be run to see that it works
+    assert watch.asked == 0 and choices.report() == {}
+    assert choices.choose("new", lambda: runs) == "ours"
+    ran.clear()
+    choices.trials.known["new"] = "torch"
+    assert choices.trials.expect("new", runs) == "ours" and not ran  # found here before what came along

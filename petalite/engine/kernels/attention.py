@@ -35,6 +35,7 @@ from petalite.engine.kernels.heads import (
     rows_of,
     write,
 )
+from petalite.engine.kernels.launching import launched
 from petalite.engine.kernels.quantize import CODES, PLAIN
 
 __all__ = ["Config", "attention", "configs", "pieces"]
@@ -81,13 +82,13 @@ def attention(
     with torch.cuda.device_of(qkv):
         if config.block:
             tail = N % config.block
-            _streamed[(tiles, B * heads)](
+            launched(_streamed, (tiles, B * heads))(
                 *common, *shape, config.block, max(16, power_of_two(tail)) if tail else 0, **options
             )
         else:
             grid = (triton.cdiv(tiles, each), B * heads)
             # merged tokens come in many numbers: fewer of them are compiled for
-            _whole[grid](*common, each, *shape, *pieces(N if sizes is None else -(-N // 32) * 32), **options)
+            launched(_whole, grid)(*common, each, *shape, *pieces(N if sizes is None else -(-N // 32) * 32), **options)
     return out
 
 

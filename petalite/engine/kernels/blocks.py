@@ -27,6 +27,7 @@ from torch import Tensor
 
 from petalite.engine.kernels import power_of_two, stages
 from petalite.engine.kernels.cuts import MOST_AT_ONCE, pieces
+from petalite.engine.kernels.launching import launched
 from petalite.engine.kernels.stages import COUNT, DEPTH, EVERY, NORMED
 from petalite.engine.kernels.tiled import counters
 
@@ -186,7 +187,7 @@ def blocks(x: Tensor, table: Table, cut: Cut | None = None) -> Tensor:
     shape = (C, power_of_two(C), table.heads, head, table.hidden, *tiles, *pieces(N), cut.parts)
     with torch.cuda.device_of(x):
         if device.type == "cuda":
-            stages.blocks_at_once[(programs,)](
+            launched(stages.blocks_at_once, (programs,))(
                 x, *room, counters(device).take(1), 0, layers, *sizes, *shape, EVERY, True,
                 num_warps=_WARPS, num_stages=cut.loads, enable_fp_fusion=True, launch_cooperative_grid=True,
             )  # fmt: skip
@@ -195,7 +196,7 @@ def blocks(x: Tensor, table: Table, cut: Cut | None = None) -> Tensor:
             ends = [(layer, layer + 1, stage) for layer in range(layers) for stage in range(COUNT)]
             for first, last, stage in [*ends, (layers - 1, layers - 1, COUNT)]:
                 grid = (needed[stage] + 1,)  # one has nothing to do
-                stages.blocks_at_once[grid](x, *room, None, first, last, *sizes, *shape, 1 << stage, False)
+                launched(stages.blocks_at_once, grid)(x, *room, None, first, last, *sizes, *shape, 1 << stage, False)
     return x
 
 

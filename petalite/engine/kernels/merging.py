@@ -18,6 +18,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from petalite.engine.kernels import dependent, options, power_of_two
+from petalite.engine.kernels.launching import launched
 
 #: Tokens of one side of the pairs, and tokens that are left alone: more do not fit a program.
 _MOST_FIRSTS, _MOST_PROTECTED = 128, 16
@@ -42,7 +43,7 @@ def match(qkv: Tensor, heads: int, count: int, protected: int) -> Tensor:
     into = torch.empty(B, N, dtype=torch.int32, device=qkv.device)
     block = max(16, power_of_two((N - protected + 1) // 2))
     with torch.cuda.device_of(qkv):
-        _match[(B,)](
+        launched(_match, (B,))(
             qkv, into, N, heads, count, protected, D, max(16, power_of_two(D)), block, _MOST_PROTECTED,
             dependent(qkv.device), **options(8 if block > 64 else 4, qkv.device),
         )  # fmt: skip
@@ -62,7 +63,7 @@ def merge(
         raise ValueError(f"places {tuple(into.shape)} or what is added does not fit tokens {tuple(x.shape)}")
     out, sizes_out = x.new_empty(B, N - count, C), torch.empty(B, N - count, device=x.device)
     with torch.cuda.device_of(x):
-        _merge[(B, triton.cdiv(C, _CHANNELS))](
+        launched(_merge, (B, triton.cdiv(C, _CHANNELS)))(
             x, add, sizes, into, out, sizes_out, N, N - count, C, max(16, power_of_two(N)), _ROWS, _CHANNELS,
             dependent(x.device), **options(4, x.device),
         )  # fmt: skip

@@ -15,6 +15,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from petalite.engine.kernels import Launch, Quantized, dependent, options, row_launch
+from petalite.engine.kernels.launching import launched
 from petalite.engine.kernels.quantize import check, encode, outputs, row_scale
 
 
@@ -42,7 +43,7 @@ def norm(
     out, scale_out = outputs(x, dtype, scale)
     launch = launch or row_launch(rows, C)
     with torch.cuda.device_of(x):
-        _norm[(triton.cdiv(rows, launch.rows),)](
+        launched(_norm, (triton.cdiv(rows, launch.rows),))(
             x, add, weight, bias, out, scale_out, rows, eps, C, scale_out is not scale, launch.rows, launch.block,
             dependent(x.device), **options(launch.warps, x.device),
         )  # fmt: skip

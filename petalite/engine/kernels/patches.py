@@ -15,6 +15,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from petalite.engine.kernels import dependent, options, power_of_two
+from petalite.engine.kernels.launching import launched
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.int8)
 _FEW_RUNS = 1 << 17
@@ -40,7 +41,7 @@ def patches(pixels: Tensor, patch: tuple[int, int], dtype: torch.dtype) -> Tenso
     width = power_of_two(pw)
     tile = max(1, (1_024 if runs < _FEW_RUNS else 4_096) // width)
     with torch.cuda.device_of(pixels):
-        _patches[(triton.cdiv(runs, tile),)](
+        launched(_patches, (triton.cdiv(runs, tile),))(
             pixels, out, runs, channels, H, W, ph, pw, tile, width, dependent(pixels.device),
             **options(4, pixels.device),
         )  # fmt: skip

@@ -18,6 +18,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from petalite.engine.kernels import Launch, Quantized, dependent, line_launch, options, row_launch
+from petalite.engine.kernels.launching import launched
 
 CODES = (torch.float8_e4m3fn, torch.int8)
 PLAIN = (torch.bfloat16, torch.float16, torch.float32)
@@ -46,13 +47,13 @@ def apply(
     with torch.cuda.device_of(x):
         if scale_out is not scale:
             launch = launch or row_launch(rows, C)
-            _rows[(triton.cdiv(rows, launch.rows),)](
+            launched(_rows, (triton.cdiv(rows, launch.rows),))(
                 x, out, scale_out, rows, C, function, launch.rows, launch.block, dependent(x.device),
                 **options(launch.warps, x.device),
             )  # fmt: skip
         else:
             launch = launch or line_launch(x.numel())
-            _flat[(triton.cdiv(x.numel(), launch.block),)](
+            launched(_flat, (triton.cdiv(x.numel(), launch.block),))(
                 x, out, scale, x.numel(), function, launch.block, dependent(x.device), **options(launch.warps, x.device)
             )
     return out, scale_out

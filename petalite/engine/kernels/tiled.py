@@ -20,6 +20,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from petalite.engine.kernels.launching import launched
 from petalite.engine.kernels.quantize import encode
 from petalite.engine.kernels.tiles import Config, tiles
 
@@ -59,7 +60,7 @@ def launch(
     programs = count * config.split
     if config.resident:
         programs = min(count, config.resident * multiprocessors)
-    _product[(programs,)](
+    launched(_product, (programs,))(
         _described(a, config.rows, depth) if config.engine else a,
         _described(w, config.columns, depth) if config.engine else w,
         w if dependent else None,
