@@ -19,7 +19,7 @@ from torch import Tensor
 
 from petalite.attention import BACKENDS, resolve_attention
 from petalite.engine.expanded import Expanded
-from petalite.engine.kernels import Quantized
+from petalite.engine.kernels import Quantized, shared_bytes
 from petalite.engine.products import Products, shape_class
 from petalite.engine.weights import Shape
 from petalite.errors import PetaliteError, did_you_mean
@@ -66,8 +66,8 @@ class Attending:
             return self.products.taken(out.reshape(len(values), -1), proj)
         from petalite.engine.kernels.attention import configs
 
-        N = whole.shape[1]
-        found = {str(config): config for config in configs(shape_class(B), N, self.shape.heads, self.shape.head_dim)}
+        N, shape, memory = whole.shape[1], self.shape, shared_bytes(self.device)
+        found = {str(config): config for config in configs(shape_class(B), N, shape.heads, shape.head_dim, memory)}
         if sizes is not None or self.device.type == "cpu":
             # merged tokens differ in number from block to block: trials for all would take longer than they gain
             return self._own(whole, step, proj, sizes, next(iter(found.values())))

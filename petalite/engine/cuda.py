@@ -291,7 +291,7 @@ class Fused:
         from petalite.engine.kernels.merging import match, merge, takes
 
         qkv = qkv.view(*x.shape[:2], -1)
-        if not takes(x.shape[1], self.shape.prefix, self.shape.head_dim):
+        if not takes(x.shape[1], self.shape.prefix, self.shape.head_dim, self.device):
             key = heads_of(qkv, self.shape.heads)[1].to(self.plain)
             return merge_tokens(x.add_(branch.view_as(x)), sizes, key, count, self.shape.prefix)
         into = match(qkv, self.shape.heads, count, self.shape.prefix)

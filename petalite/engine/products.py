@@ -35,6 +35,8 @@ from petalite.engine.weights import Linear
 CUBLAS, CUBLASLT, SEPARATE, OWN = "cublas", "cublaslt", "separate", "petalite"
 #: Results of two kernels for the same product differ by rounding alone, of codes where those are written.
 _ROUNDING, _ROUNDING_OF_CODES = 0.02, 0.1
+#: The fewest rows of 8-bit integers that PyTorch multiplies, and the oldest GPUs on which Triton does.
+_LEAST_ROWS, _TRITON_INT8 = 17, (8, 0)
 #: How many of cuBLASLt's kernels take part in a trial: on an H200 the best was among its first six.
 _RANKED = 6
 
@@ -221,7 +223,7 @@ class Products:
         if self.codes is None:
             return True
         if self.codes == torch.int8:
-            return a.shape[0] > 16 and inputs % 8 == 0 and outputs % 8 == 0
+            return inputs % 8 == 0 and outputs % 8 == 0
         return inputs % 16 == 0 and outputs % 16 == 0
 
     def _cublas(self, a: Quantized, layer: Expanded) -> Tensor:
@@ -231,7 +233,9 @@ class Products:
         rows, columns = self._scales(a, layer)
         assert columns is not None
         if self.codes == torch.int8:
-            sums = torch._int_mm(values, layer.weight.t()).to(torch.float32)
+            rows_left = max(0, _LEAST_ROWS - len(values))
+            filled = F.pad(values, (0, 0, 0, rows_left)) if rows_left else values
+            sums = torch._int_mm(filled, layer.weight.t())[: len(values)].to(torch.float32)
             scaled = sums * columns if rows is None else sums * rows[:, None] * columns
             return (scaled if layer.bias is None else scaled + layer.bias).to(self.plain)
         whole = rows is None and columns.numel() == 1
@@ -354,7 +358,7 @@ class Products:
     def _own_ways(self, a: Tensor, layer: Expanded) -> dict[str, Config]:
         """The own kernel's ways to cut this product, by name; the same for all rows of a class."""
         (outputs, inputs), rows = layer.weight.shape, shape_class(a.shape[0])
-        if inputs % 16:
+        if inputs % 16 or (self.codes == torch.int8 and self._capability < _TRITON_INT8):
             return {}
         found = configs(rows, outputs, inputs, layer.weight.dtype, self._capability)
         return {f"{OWN} {config}": config for config in found}

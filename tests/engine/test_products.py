@@ -203,27 +203,45 @@ def test_shapes_that_are_alike_share_a_trial() -> None:
 
 
 @pytest.fixture
-def hopper(monkeypatch: pytest.MonkeyPatch) -> Any:
+def on(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Products as on a GPU that is not there: what would take part in a trial."""
-    monkeypatch.setattr(products, "capability_of", lambda device: (9, 0))
 
-    def make(compute: str) -> Products:
-        return Products(compute, torch.bfloat16, Choices(Trials(None, time_on_cpu), torch.device("cpu")))
+    def make(compute: str, capability: tuple[int, int] = (9, 0)) -> Products:
+        monkeypatch.setattr(products, "capability_of", lambda device: capability)
+        plain = torch.bfloat16 if capability >= (8, 0) else torch.float16
+        return Products(compute, plain, Choices(Trials(None, time_on_cpu), torch.device("cpu")))
 
     return make
 
 
 @pytest.mark.parametrize(
-    ("compute", "rows", "outputs", "cublas", "own"),
+    ("capability", "compute", "rows", "outputs", "cublas", "own"),
     [
-        ("fp8", 197, 1024, True, True), ("fp8", 197, 1000, False, True), ("int8", 17, 1024, True, True),
-        ("int8", 16, 1024, False, True), ("bf16", 197, 1001, True, True), ("fp32", 197, 1024, True, False),
+        ((9, 0), "fp8", 197, 1024, True, True), ((9, 0), "fp8", 197, 1000, False, True),
+        ((9, 0), "int8", 17, 1024, True, True), ((9, 0), "int8", 1, 1024, True, True),
+        ((9, 0), "bf16", 197, 1001, True, True), ((9, 0), "fp32", 197, 1024, True, False),
+        ((8, 0), "int8", 197, 1024, True, True), ((7, 5), "fp16", 197, 1024, True, True),
+        ((7, 5), "int8", 197, 1024, True, False), ((7, 5), "int8", 1, 1024, True, False),
     ],
 )  # fmt: skip
-def test_who_takes_part_in_a_trial(hopper: Any, compute: str, rows: int, outputs: int, cublas: bool, own: bool) -> None:
-    ran: Products = hopper(compute)
+def test_who_takes_part_in_a_trial(
+    on: Any, capability: tuple[int, int], compute: str, rows: int, outputs: int, cublas: bool, own: bool
+) -> None:
+    ran: Products = on(compute, capability)
     layer = ran.expand(linear(outputs, 64))
     a = (torch.zeros(rows, 64, dtype=ran.codes or ran.plain), None if ran.codes is None else torch.ones(rows))
     names = list(ran._ways(a, layer))
     assert ("cublas" in names) == cublas and any(name.startswith("petalite ") for name in names) == own
     assert not cublas or names[0] == "cublas"  # what others have to agree with
+
+
+@pytest.mark.parametrize("rows", [1, 3, 16, 17, 40])
+def test_integers_of_any_number_of_rows(on: Any, rows: int) -> None:
+    """PyTorch multiplies from 17 rows on; fewer are filled up."""
+    ran: Products = on("int8")
+    layer = ran.expand(linear(48, 64))
+    generator = torch.Generator().manual_seed(rows)
+    a = (torch.randint(-127, 128, (rows, 64), generator=generator, dtype=torch.int8), torch.rand(rows) + 0.5)
+    found, expected = ran._cublas(a, layer), ran._exact(a, layer)
+    assert found.shape == (rows, 48) and found.is_contiguous()
+    torch.testing.assert_close(found.float(), expected.float(), rtol=0.01, atol=1e-3)

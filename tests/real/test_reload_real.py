@@ -17,24 +17,31 @@ from petalite.quantization import quantize
 
 pytestmark = pytest.mark.real
 
+#: In a process of its own, which loads one format after the other.
+READERS = {
+    "petalite": """
+import petalite
+def read(folder): return petalite.load(folder, "cpu", engine="module").logits(batch)
+""",
+    "timm": """
+import timm
+def read(folder): return timm.create_model("local-dir:" + folder, pretrained=True).eval()(batch)
+""",
+    "transformers": """
+from transformers import AutoModelForImageClassification
+def read(folder): return AutoModelForImageClassification.from_pretrained(folder).eval()(batch).logits.float()
+""",
+}
 SCRIPT = """
-import sys, torch
-kind, folder, pixels, out = sys.argv[1:]
+import sys, torch, warnings
+warnings.simplefilter("ignore")
+root, pixels, out, *names = sys.argv[1:]
 batch = torch.load(pixels)
-if kind == "petalite":
-    import petalite
-    logits = petalite.load(folder, "cpu", engine="module").logits(batch)
-else:
-    import warnings; warnings.simplefilter("ignore")
-    with torch.inference_mode():
-        if kind == "timm":
-            import timm
-            logits = timm.create_model("local-dir:" + folder, pretrained=True).eval()(batch)
-        else:
-            from transformers import AutoModelForImageClassification
-            logits = AutoModelForImageClassification.from_pretrained(folder).eval()(batch).logits.float()
-torch.save(logits, out)
+{reader}
+with torch.inference_mode():
+    torch.save({{name: read(root + "/" + name).clone() for name in names}}, out)
 """
+PLAIN, PACKED = ("fp32", "fp16", "bf16"), ("nf4", "int8")
 
 
 @pytest.fixture(scope="module")
@@ -53,35 +60,38 @@ def batch(shared: Path, folders: Path) -> torch.Tensor:
     return preprocess.normalize(torch.stack([preprocess(decode(photo)) for photo in photos]))
 
 
-def in_a_fresh_process(kind: str, folder: Path, batch: torch.Tensor, tmp_path: Path) -> torch.Tensor:
-    torch.save(batch, tmp_path / "batch.pt")
-    command = [sys.executable, "-c", SCRIPT, kind, str(folder), str(tmp_path / "batch.pt"), str(tmp_path / "out.pt")]
+def in_a_fresh_process(
+    reader: str, names: tuple[str, ...], folders: Path, batch: torch.Tensor, room: Path
+) -> dict[str, torch.Tensor]:
+    """What one library makes of the batch, by format."""
+    torch.save(batch, room / "batch.pt")
+    paths = [str(folders), str(room / "batch.pt"), str(room / "out.pt")]
+    command = [sys.executable, "-c", SCRIPT.format(reader=READERS[reader]), *paths, *names]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    logits: torch.Tensor = torch.load(tmp_path / "out.pt")
+    logits: dict[str, torch.Tensor] = torch.load(room / "out.pt")
+    assert set(logits) == set(names)
     return logits
 
 
-@pytest.mark.parametrize("name", ["nf4", "int8"])
-def test_reload_is_bit_equal(folders: Path, batch: torch.Tensor, tmp_path: Path, name: str) -> None:
-    here = load(folders / name, "cpu", engine="module").logits(batch)
-    assert torch.equal(in_a_fresh_process("petalite", folders / name, batch, tmp_path), here)
+def test_reload_is_bit_equal(folders: Path, batch: torch.Tensor, tmp_path: Path) -> None:
+    for name, there in in_a_fresh_process("petalite", PACKED, folders, batch, tmp_path).items():
+        assert torch.equal(there, load(folders / name, "cpu", engine="module").logits(batch)), name
 
 
-@pytest.mark.parametrize("name", ["fp32", "fp16", "bf16"])
-def test_timm_loads_the_plain_ones(folders: Path, batch: torch.Tensor, tmp_path: Path, name: str) -> None:
+def test_timm_loads_the_plain_ones(folders: Path, batch: torch.Tensor, tmp_path: Path) -> None:
     """timm computes in fp32 whatever the file holds."""
-    here = load(folders / name, "cpu", compute="fp32", engine="module").logits(batch)
-    torch.testing.assert_close(in_a_fresh_process("timm", folders / name, batch, tmp_path), here, rtol=0, atol=1e-5)
+    for name, there in in_a_fresh_process("timm", PLAIN, folders, batch, tmp_path).items():
+        here = load(folders / name, "cpu", compute="fp32", engine="module").logits(batch)
+        torch.testing.assert_close(there, here, rtol=0, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
 
 
-@pytest.mark.parametrize("name", ["fp32", "fp16", "bf16", "nf4", "int8"])
-def test_transformers_loads_them(folders: Path, batch: torch.Tensor, tmp_path: Path, name: str) -> None:
+def test_transformers_loads_them(folders: Path, batch: torch.Tensor, tmp_path: Path) -> None:
     """transformers computes in the precision of the file."""
-    compute = name if FORMATS[name].plain else FORMATS[name].rest
-    here = load(folders / name, "cpu", compute=compute, engine="module").logits(batch)
-    there = in_a_fresh_process("transformers", folders / name, batch, tmp_path)
-    torch.testing.assert_close(there, here, rtol=0, atol=1e-5)
+    for name, there in in_a_fresh_process("transformers", (*PLAIN, *PACKED), folders, batch, tmp_path).items():
+        compute = name if FORMATS[name].plain else FORMATS[name].rest
+        here = load(folders / name, "cpu", compute=compute, engine="module").logits(batch)
+        torch.testing.assert_close(there, here, rtol=0, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
 
 
 def test_the_real_model_survives_its_formats(folders: Path, batch: torch.Tensor) -> None:

@@ -20,6 +20,9 @@ from torch import Tensor
 #: Values and what one step of their codes is worth: None for plain values, else float32, one for all or one a row.
 Quantized = tuple[Tensor, Tensor | None]
 
+#: Shared memory that a program may have on an H100 or H200.
+HOPPER_BYTES = 227 * 1024
+
 #: Fewer leave most of a large device idle.
 _FEW_ROWS, _FEW_VALUES = 4_096, 1 << 22
 
@@ -63,6 +66,14 @@ def dependent(device: torch.device) -> bool:
     before (`gdc_wait`) ahead of its first access to memory. This hides what a launch costs, in CUDA graphs too.
     """
     return device.type == "cuda" and _capability(device) >= (9, 0)
+
+
+@functools.cache
+def shared_bytes(device: torch.device) -> int:
+    """Shared memory that a program may have; where there is no GPU to ask, what an H200 has."""
+    if device.type != "cuda":
+        return HOPPER_BYTES
+    return int(torch.cuda.get_device_properties(device).shared_memory_per_block_optin)
 
 
 @functools.cache

@@ -13,7 +13,6 @@ are streamed, block of keys by block (FlashAttention-2: Dao, 2023, arXiv:2307.08
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any
 
@@ -23,8 +22,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from petalite.engine.kernels import power_of_two
-from petalite.engine.kernels.cuts import HOPPER_BYTES, MOST_AT_ONCE, Config, configs, pieces
+from petalite.engine.kernels import power_of_two, shared_bytes
+from petalite.engine.kernels.cuts import MOST_AT_ONCE, Config, configs, pieces
 from petalite.engine.kernels.heads import (
     add_keys,
     attend,
@@ -64,7 +63,7 @@ def attention(
     out = torch.empty(B * N, heads * D, dtype=dtype, device=qkv.device)
     if out.numel() == 0:
         return out
-    config = config or configs(B, N, heads, D, _shared_bytes(qkv.device))[0]
+    config = config or configs(B, N, heads, D, shared_bytes(qkv.device))[0]
     if not config.block and N > MOST_AT_ONCE:
         raise ValueError(f"{N} keys do not fit at once; {MOST_AT_ONCE} do")
     tiles = triton.cdiv(N, config.rows)
@@ -178,13 +177,6 @@ def _streamed(
         v = rows_of(values, whole, N, stride, TAIL, D, WIDE)
         most, total, sums = add_keys(q, k, v, sizes, factor, image, whole, N, most, total, sums, TAIL, True)
     write(out, one, written, sums, total, image, tl.program_id(1) % heads, row, N, heads, ROWS, D, WIDE)
-
-
-@functools.cache
-def _shared_bytes(device: torch.device) -> int:
-    if device.type != "cuda":
-        return HOPPER_BYTES
-    return int(torch.cuda.get_device_properties(device).shared_memory_per_block_optin)
 
 
 def _shape(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from petalite.engine.kernels import power_of_two
+from petalite.engine.kernels import HOPPER_BYTES, power_of_two
 
 #: More keys at once do not fit the registers.
 MOST_AT_ONCE = 256
-#: Of an H100 or H200: multiprocessors, and shared memory that a program may have.
-_MULTIPROCESSORS, HOPPER_BYTES = 132, 227 * 1024
+#: Of an H100 or H200.
+_MULTIPROCESSORS = 132
 
 
 @dataclass(frozen=True)

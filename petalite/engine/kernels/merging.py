@@ -17,17 +17,24 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from petalite.engine.kernels import dependent, options, power_of_two
+from petalite.engine.kernels import dependent, options, power_of_two, shared_bytes
 from petalite.engine.kernels.launching import launched
 
 #: Tokens of one side of the pairs, and tokens that are left alone: more do not fit a program.
 _MOST_FIRSTS, _MOST_PROTECTED = 128, 16
-_ROWS, _CHANNELS = 64, 64
+#: Tokens and channels of a tile of means, the quickest first.
+_TILES = ((64, 64), (32, 64), (32, 32), (16, 32), (16, 16))
 
 
-def takes(tokens: int, protected: int, head_dim: int) -> bool:
-    """Whether images of so many tokens fit: up to 256 besides 16 `protected` ones, heads of up to 128 channels."""
-    return protected <= _MOST_PROTECTED and (tokens - protected + 1) // 2 <= _MOST_FIRSTS and head_dim <= 128
+def takes(tokens: int, protected: int, head_dim: int, device: torch.device) -> bool:
+    """Whether images of so many tokens fit: up to 256 besides 16 `protected` ones, heads of up to 128 channels.
+
+    On GPUs with little shared memory (A10, L4, T4), of up to 64 where there are more than 128 tokens.
+    """
+    if protected > _MOST_PROTECTED or (tokens - protected + 1) // 2 > _MOST_FIRSTS or head_dim > 128:
+        return False
+    block, wide = _sides(tokens, protected, head_dim)
+    return _bytes_of(block, wide) <= shared_bytes(device)
 
 
 def match(qkv: Tensor, heads: int, count: int, protected: int) -> Tensor:
@@ -38,13 +45,15 @@ def match(qkv: Tensor, heads: int, count: int, protected: int) -> Tensor:
     """
     B, N, width = qkv.shape
     D = width // (3 * heads)
-    if not takes(N, protected, D) or not qkv.is_contiguous() or not 1 <= count <= (N - protected) // 2:
+    if not takes(N, protected, D, qkv.device) or not qkv.is_contiguous() or not 1 <= count <= (N - protected) // 2:
         raise ValueError(f"cannot merge {count} of {tuple(qkv.shape)} with {heads} heads, {protected} left alone")
     into = torch.empty(B, N, dtype=torch.int32, device=qkv.device)
-    block = max(16, power_of_two((N - protected + 1) // 2))
+    block, wide = _sides(N, protected, D)
+    # three products of halves instead of one by the cores for 32 bits: quicker, and their operands take twice the room
+    precision = "tf32x3" if 2 * _bytes_of(block, wide) <= shared_bytes(qkv.device) else "ieee"
     with torch.cuda.device_of(qkv):
         launched(_match, (B,))(
-            qkv, into, N, heads, count, protected, D, max(16, power_of_two(D)), block, _MOST_PROTECTED,
+            qkv, into, N, heads, count, protected, D, wide, block, _MOST_PROTECTED, precision,
             dependent(qkv.device), **options(8 if block > 64 else 4, qkv.device),
         )  # fmt: skip
     return into
@@ -62,12 +71,30 @@ def merge(
     if into.shape != (B, N) or not x.is_contiguous() or (add is not None and add.numel() != x.numel()):
         raise ValueError(f"places {tuple(into.shape)} or what is added does not fit tokens {tuple(x.shape)}")
     out, sizes_out = x.new_empty(B, N - count, C), torch.empty(B, N - count, device=x.device)
+    block = max(16, power_of_two(N))
+    rows, channels = _tile(block, x.dtype.itemsize, shared_bytes(x.device))
     with torch.cuda.device_of(x):
-        launched(_merge, (B, triton.cdiv(C, _CHANNELS)))(
-            x, add, sizes, into, out, sizes_out, N, N - count, C, max(16, power_of_two(N)), _ROWS, _CHANNELS,
+        launched(_merge, (B, triton.cdiv(C, channels)))(
+            x, add, sizes, into, out, sizes_out, N, N - count, C, block, rows, channels,
             dependent(x.device), **options(4, x.device),
         )  # fmt: skip
     return out, sizes_out
+
+
+def _sides(tokens: int, protected: int, head_dim: int) -> tuple[int, int]:
+    """Of the two matrices whose rows are compared: rows and columns."""
+    return max(16, power_of_two((tokens - protected + 1) // 2)), max(16, power_of_two(head_dim))
+
+
+def _bytes_of(rows: int, columns: int) -> int:
+    """Both in float32."""
+    return 2 * 4 * rows * columns
+
+
+def _tile(block: int, itemsize: int, memory: int) -> tuple[int, int]:
+    """The first of _TILES whose operands fit: by what Triton takes for them, at most, on GPUs from a T4 to an H200."""
+    fit = (tile for tile in _TILES if itemsize * block * (tile[0] + 2 * tile[1]) + 16 * tile[0] <= memory)
+    return next(fit, _TILES[-1])
 
 
 # one compilation for all numbers of tokens that are cut alike
@@ -83,6 +110,7 @@ def _match(
     WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
     PROTECTED: tl.constexpr,
+    PRECISION: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ) -> None:
     if DEPENDENT:
@@ -95,7 +123,7 @@ def _match(
     key = qkv + image * N * 3 * heads * D + heads * D
     one = _units(key, protected, 2, firsts, heads, D, WIDE, BLOCK)
     other = _units(key, protected + 1, 2, seconds, heads, D, WIDE, BLOCK)
-    alike = tl.dot(one, tl.trans(other), input_precision="tf32x3")
+    alike = tl.dot(one, tl.trans(other), input_precision=PRECISION)
     alike = tl.where(place[None, :] < seconds, alike, float("-inf"))
     best, partner = tl.max(alike, axis=1, return_indices=True)
     partner = tl.minimum(partner, seconds - 1)  # whatever comparisons of NaN give

@@ -94,8 +94,27 @@ def test_no_images(device: torch.device) -> None:
     assert x.shape == (0, 7, 8) and sizes.shape == (0, 7)
 
 
+@pytest.mark.parametrize("memory", [64 * 1024, 99 * 1024], ids=["T4", "A10 and L4"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+def test_where_shared_memory_is_small_it_is_the_same_in_smaller_pieces(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch, memory: int, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(kernels, "shared_bytes", lambda _: memory)
+    assert kernels.takes(197, 1, 64, device) and kernels.takes(50, 1, 128, device)
+    assert not kernels.takes(197, 1, 80, device)  # PyTorch's operators are left
+    assert kernels._tile(512, dtype.itemsize, memory) != kernels._TILES[0]
+    qkv = tokens(1, 197, 2, 64, device, dtype)
+    into = kernels.match(qkv, 2, 20, 1)
+    assert torch.equal(into, expected_places(qkv, 2, 20, 1))
+    x = qkv[..., :80].contiguous()
+    found, sizes = kernels.merge(x, None, into, 20)
+    expected, total = exact_means(x, torch.ones(1, 197, device=device), into, 20)
+    assert torch.equal(sizes.double(), total)
+    assert (found.double() - expected).norm() / expected.norm() < (1e-6 if dtype == torch.float32 else 5e-4)
+
+
 def test_what_does_not_fit_is_refused(device: torch.device) -> None:
-    assert not kernels.takes(300, 1, 64) and kernels.takes(257, 1, 64)
+    assert not kernels.takes(300, 1, 64, device) and kernels.takes(257, 1, 64, device)
     with pytest.raises(ValueError, match="cannot merge 5"):
         kernels.match(tokens(1, 9, 1, 16, device), 1, 5, 1)
     with pytest.raises(ValueError, match="does not fit"):
