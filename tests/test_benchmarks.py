@@ -156,3 +156,19 @@ def test_the_pipeline_reports_the_whole_as_a_share_of_its_slowest_part(
     for row in (good, bad):
         slowest = min(float(row["decoding_images_per_s"]), float(row["model_images_per_s"]))
         assert float(row["share_of_bound"]) == pytest.approx(float(row["whole_images_per_s"]) / slowest, rel=1e-3)
+
+
+def test_several_devices_are_held_against_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(FOLDER)
+    gpu_several = importlib.import_module("gpu_several")
+    monkeypatch.setattr(gpu_several, "device_names", lambda _: ("cpu", "cpu"))
+    options = ["--model", "tiny", "--batch", "16", "--seconds", "0.02", "--rounds", "2", "--out", str(tmp_path)]
+    assert gpu_several.main(options) == 0
+    found = {(row["way"], row["gpus"]): row for row in rows(tmp_path)}
+    assert set(found) == {
+        (way, count) for way in ("batches from the host", "one batch divided") for count in ("1", "2")
+    }
+    for (way, _), row in found.items():
+        assert float(row["largest_difference"]) < 1e-5
+        times = float(row["images_per_s"]) / float(found[way, "1"]["images_per_s"])
+        assert float(row["times_one"]) == pytest.approx(times, rel=0.01) and len(row["rounds"].split()) == 2

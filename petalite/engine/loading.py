@@ -71,7 +71,8 @@ def load(
         raise PetaliteError(f"unknown engine '{engine}'{did_you_mean(engine, ENGINES)}; known: {', '.join(ENGINES)}")
     devices = [resolve_device(name) for name in device_names(device)]
     name = own_engine(devices[0]) if engine in ("auto", "module") else engine
-    if engine != "module" and name == "fused" and engine_missing(name, devices[0]) is None:
+    there = isinstance(path, Checkpoint) or Path(path).is_dir()  # a mistyped path is answered at once
+    if there and engine != "module" and name == "fused" and engine_missing(name, devices[0]) is None:
         get_ready(devices[0])  # while timm is imported, which takes longer than to read the checkpoint
     checkpoint = path if isinstance(path, Checkpoint) else read_checkpoint(path)
     reason = "plain PyTorch modules were asked for" if engine == "module" else None

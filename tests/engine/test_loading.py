@@ -235,3 +235,6 @@ def test_triton_gets_ready_while_a_checkpoint_is_read(
     monkeypatch.setattr(loading, "read_checkpoint", lambda path: order.append("read") or read(path))
     load(checkpoint.path, "cpu", engine=engine)
     assert order == ["ready for cpu"] * expected + ["read"]
+    with pytest.raises(PetaliteError):
+        load(checkpoint.path / "nothing", "cpu", engine=engine)
+    assert order[expected + 1 :] == ["read"]

@@ -138,6 +138,23 @@ def test_trials_are_kept_on_disk_and_asked_for_once(small: Checkpoint) -> None:
     assert torch.equal(load(small, "cuda", compute=compute, engine="fused").logits(pixels_for(small, 8)), logits)
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("compute", ["bf16", "fp8"])
+@pytest.mark.parametrize("current", [0, 1])
+def test_all_gpus_of_a_host_answer_as_the_first_does(small: Checkpoint, compute: str, current: int) -> None:
+    pixels = pixels_for(small, 80)
+    expected = load(small, "cuda:0", compute=available(compute), engine="fused").logits(pixels)
+    with torch.cuda.device(current):  # whichever the caller is on
+        classifier = load(small, "cuda:all", compute=compute, engine="fused")
+        assert classifier.info.device.count("cuda:") == torch.cuda.device_count()
+        bound = BOUNDS[compute] / 2  # other numbers of images may take other kernels
+        for given in (pixels, pixels.to("cuda:0"), pixels.to("cuda:1")):
+            assert error(classifier.logits(given), expected) < bound
+        streamed = list(classifier.stream(pixels.split(16)))
+    assert len(streamed) == 5 and error(torch.cat(streamed), expected) < bound
+    assert {str(place) for place in classifier.runner.report()} >= {"cuda:0", "cuda:1"}
+
+
 def test_the_module_is_still_there_for_what_the_engine_does_not_compute(tmp_path: Path) -> None:
     odd = tiny_checkpoint(tmp_path / "odd", act_layer="quick_gelu")
     info = load(odd, "cuda").info
