@@ -27,6 +27,8 @@ from petalite.plan import Plan
 
 #: Of how many images the answer has to be Petalite's own.
 REQUIRED = {"plain": 0.998, "int8": 0.99}
+#: From so many images on, one that 8 bits answer otherwise is no reason: a photo between two classes is not rare.
+_ONE_OF = 20
 SCHEMA = 1
 
 
@@ -65,10 +67,10 @@ def export(
         feed = target.checked_on or preprocess
         answers = answers_of(exporter.run(job, folder), feed, job.preprocess, samples, len(source.classes))
         same = agreement(answers, expected)
-        if same < required:
+        if same < required and not (int8 and one_differs(same, len(samples))):
             raise Incomplete(
                 f"{to}: {exporter.runtime()} agrees with Petalite on {100 * same:.2f} % of {len(samples)} images, "
-                f"{100 * required:.1f} % are needed; nothing was written"
+                f"{_needed(required, int8)} are needed; nothing was written"
             )
         found = {
             "schema": SCHEMA,
@@ -94,6 +96,15 @@ def export(
     return {**found, "out": str(out)}
 
 
+def one_differs(agreement: float, images: int) -> bool:
+    """Whether all images but one are answered alike, and they are enough for that to say little."""
+    return images >= _ONE_OF and round((1 - agreement) * images) <= 1
+
+
+def _needed(required: float, int8: bool) -> str:
+    return f"{100 * required:.1f} %{', or all but one,' if int8 else ''}"
+
+
 def sentence(found: Mapping[str, Any]) -> str:
     """What `export` returned, in words."""
     accuracy, own = found["accuracy"], found["petalite"]
@@ -103,7 +114,7 @@ def sentence(found: Mapping[str, Any]) -> str:
             f"{found['out']}: {found['target']}{', int8' if found['int8'] else ''}, {found['disk_bytes'] / 1e6:.2f} MB",
             f"takes {found['input']}",
             f"checked by {found['runtime']} on {found['images']} test images: same class as Petalite on "
-            f"{100 * found['agreement']:.2f} % ({100 * found['required']:.1f} % needed), logits differ by at most "
+            f"{100 * found['agreement']:.2f} % ({_needed(found['required'], found['int8'])} needed), logits differ by at most "
             f"{found['largest_difference']:.2g}",
             f"top-1 {100 * accuracy['top1']:.2f} % [{100 * low:.2f}, {100 * high:.2f}], Petalite's "
             f"{100 * own['top1']:.2f} %",

@@ -15,7 +15,7 @@ from petalite.errors import Incomplete, PetaliteError
 from petalite.export import TARGETS, export
 from petalite.export import onnx_file as onnx_target
 from petalite.export.check import chosen_samples
-from petalite.export.run import REQUIRED
+from petalite.export.run import REQUIRED, one_differs
 from petalite.files import read_json
 from petalite.quantization import quantize
 from tests.command import Petalite, petalite
@@ -79,6 +79,14 @@ def test_a_runtime_that_answers_otherwise_is_no_export(
     monkeypatch.setattr(onnx_target, "run", lambda job, folder: lambda batch: np.zeros((len(batch), 2), np.float32))
     with pytest.raises(Incomplete, match="where"):
         export(checkpoint, "onnx", out, data=images)
+
+
+@pytest.mark.parametrize(
+    ("images", "other", "little"),
+    [(20, 1, True), (20, 2, False), (80, 1, True), (19, 1, False), (1, 1, False), (819, 0, True)],
+)
+def test_one_photo_of_many_may_be_answered_otherwise_in_8_bits(images: int, other: int, little: bool) -> None:
+    assert one_differs(1 - other / images, images) == little
 
 
 def test_timm_loads_its_folder(checkpoint: Checkpoint, images: Path, tmp_path: Path) -> None:
