@@ -129,8 +129,8 @@ class Attending:
     def _quickest(self, names: list[str], proj: Expanded, step: Tensor | None) -> str:
         """The quickest attention for batches of 32 images, quantization included, each with the input that it takes."""
         B, N, width = _TRIAL_BATCH, self.shape.tokens, 3 * self.shape.heads * self.shape.head_dim
-        generator = torch.Generator().manual_seed(0)
-        qkv = torch.randn(B * N, width, generator=generator).to(self.device, self.products.plain)
+        generator = torch.Generator(self.device).manual_seed(0)
+        qkv = torch.randn(B * N, width, generator=generator, device=self.device).to(self.products.plain)
         coded = step is not None and self.shape.head_dim % _CODED == 0
         own = self.products.rounded(qkv, step) if coded and step is not None else (qkv, None)
 
