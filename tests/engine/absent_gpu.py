@@ -148,6 +148,7 @@ def _in_its_place(gpu: Gpu) -> Iterator[None]:
         (FakeTensor, "__getitem__", _part),
         (FakeTensor, "__setitem__", lambda self, place, values: None),
         (FakeTensor, "reshape", lambda self, *shape: torch.ops.aten.reshape(self, list(shape))),
+        (FakeTensor, "copy_", lambda self, other: self),
         (FakeTensor, "contiguous", lambda self: torch.ops.aten.contiguous(self)),
     ]
     with contextlib.ExitStack() as stack:
@@ -180,7 +181,8 @@ def _part(tensor: torch.Tensor, place: Any) -> torch.Tensor:
             tensor = torch.ops.aten.select(tensor, axis, one)
             continue
         elif one != slice(None):
-            tensor = torch.ops.aten.slice(tensor, axis, one.start, one.stop, 1)
+            first, last, step = one.indices(tensor.shape[axis])
+            tensor = torch.ops.aten.slice(tensor, axis, first, last, step)
         axis += 1
     return tensor
 

@@ -10,6 +10,8 @@ from petalite.engine.kernels import HOPPER_BYTES, power_of_two
 MOST_AT_ONCE = 256
 #: Of an H100 or H200.
 _MULTIPROCESSORS = 132
+#: Shared memory of the smallest GPUs since; a T4 has 64 KiB, and Triton takes more of it there.
+_AMPERE_BYTES = 99 * 1024
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ def configs(batch: int, tokens: int, heads: int, size: int, shared_bytes: int = 
 
     shared_bytes: shared memory that a program may have; programs start ahead only where it is what Hopper has or more.
     """
+    if shared_bytes < _AMPERE_BYTES:
+        return Config(64, 4, block=64), Config(64, 4, block=32)
     streamed = (Config(64, 4, block=64), Config(128, 8, block=64))
     if tokens > MOST_AT_ONCE:
         return (Config(128, 8, block=64), Config(64, 4, block=64), Config(128, 8, block=128), Config(64, 4, block=128))
