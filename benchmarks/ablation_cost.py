@@ -62,7 +62,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         known = Path(options.model).is_dir()
         parent = read_checkpoint(options.model) if known else random_checkpoint(options.model, Path(folder) / "fp32")
-        settings = settings_of(models.layers(parent.skeleton()), reverse=options.reverse)
+        settings = settings_of(parent.outline.layers, reverse=options.reverse)
         for format in options.formats.split(","):
             classifier, blocks = load_blocks(parent, format, options.device)
             pixels = torch.randint(0, 256, (options.images, 3, *classifier.info.image_size), dtype=torch.uint8)

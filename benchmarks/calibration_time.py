@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from result_files import result_path, write_rows
 
-from petalite import models
 from petalite.calibration import calibrate
 from petalite.checkpoint import read_checkpoint
 from petalite.data import Preprocess
@@ -40,7 +39,7 @@ def main() -> None:
         size = Preprocess.from_config(parent.config).size
         pixels = torch.randint(0, 256, (options.images, 3, *size), dtype=torch.uint8)
         for method in options.methods.split(","):
-            plan = Plan.uniform(options.format, rest="bf16", layers=models.layers(parent.skeleton()))
+            plan = Plan.uniform(options.format, rest="bf16", layers=parent.outline.layers)
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
             started = time.perf_counter()

@@ -40,7 +40,7 @@ def settings(arguments: argparse.Namespace) -> list[tuple[str, Checkpoint, str]]
         name, _, path = text.partition("=")
         checkpoint = read_checkpoint(path)
         found += [(name, checkpoint, compute) for compute in ("fp8", "int8")]
-    depth = len(parent.skeleton().get_submodule("blocks")._modules)
+    depth = parent.outline.depth
     for text in arguments.merge.split():
         merged = replace(checkpoint, plan=replace(checkpoint.plan, merge=parse_merge(text, depth)))
         found.append((name, merged, "fp8"))

@@ -106,7 +106,7 @@ class Materials:
     def _packed(self, stored: str) -> Checkpoint:
         if stored == self.parent.plan.format:
             return self.parent
-        plan = Plan.uniform(stored, rest=get_format(stored).rest, layers=models.layers(self.parent.skeleton()))
+        plan = Plan.uniform(stored, rest=get_format(stored).rest, layers=self.parent.outline.layers)
         return packed_checkpoint(self.parent, plan)
 
 

@@ -47,7 +47,7 @@ def main() -> None:
     options = parser.parse_args()
     device = torch.device("cuda", 0)
     checkpoint = random_materials(options.model, device).checkpoint("fp32")
-    depth = len(checkpoint.skeleton().get_submodule("blocks")._modules)
+    depth = checkpoint.outline.depth
     runs: dict[str, Graphs] = {}
     for schedule in ["none", *options.schedules.split()]:
         merge = merges(schedule, depth)

@@ -20,7 +20,6 @@ from gpu_candidates import Candidate, Loaded, Materials, random_images, random_m
 from gpu_rounds import Run, figures, load_candidate, measure, prepare
 from torch import Tensor
 
-from petalite import models
 from petalite.calibration import calibrate, calibration_pixels
 from petalite.checkpoint import Checkpoint, read_checkpoint
 from petalite.data import Preprocess, load_batches, open_data
@@ -94,7 +93,7 @@ def real_rows(
     preprocess = Preprocess.from_config(parent.config)
     pixels = calibration_pixels(images, preprocess, _CALIBRATION_IMAGES)
     materials = Materials(parent, device, pixels)
-    plan = Plan.uniform(FOUR_BITS, rest=get_format(FOUR_BITS).rest, layers=models.layers(parent.skeleton()))
+    plan = Plan.uniform(FOUR_BITS, rest=get_format(FOUR_BITS).rest, layers=parent.outline.layers)
     found = calibrate(parent, plan, pixels, method="gptq", device=device)
     four_bits = packed_checkpoint(parent, replace(plan, activations=found.activations), calibrated=found.packed)
     samples = images.splits["test"]

@@ -21,7 +21,6 @@ import torch
 from result_files import write_rows
 from torch import Tensor
 
-from petalite import models
 from petalite.budget.sensitivity import divergence
 from petalite.calibration import calibrate, calibration_pixels
 from petalite.checkpoint import Checkpoint, read_checkpoint
@@ -72,7 +71,7 @@ def main() -> None:
     pixels = calibration_pixels(images, Preprocess.from_config(parent.config), arguments.images)
     base, rows = outputs(parent, images, device), []
     for name in arguments.formats.split(","):
-        plan = Plan.uniform(name, rest="bf16", layers=models.layers(parent.skeleton()), edges=arguments.edges)
+        plan = Plan.uniform(name, rest="bf16", layers=parent.outline.layers, edges=arguments.edges)
         for method in arguments.methods.split(","):
             with tempfile.TemporaryDirectory() as folder:
                 if method == "hqq":

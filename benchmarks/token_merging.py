@@ -33,7 +33,7 @@ MERGE = "0 2 4 8 12 16 0,0,24,0,0,24,0,0,24,0,0,0 0,0,32,0,0,32,0,0,32,0,0,0 0,0
 
 def merging(checkpoint: Checkpoint, text: str, options: argparse.Namespace) -> Classifier:
     """`checkpoint`, loaded with the tokens merged that `text` says."""
-    merge = parse_merge(text, len(checkpoint.skeleton().get_submodule("blocks")._modules))
+    merge = parse_merge(text, checkpoint.outline.depth)
     merged = replace(checkpoint, plan=replace(checkpoint.plan, merge=merge))
     return load(merged, options.device, options.attention, options.compute)
 

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from petalite import models
 from petalite.ablation import ablate, sentence, table
 from petalite.ablation import run as verb
 from petalite.ablation.compare import COLUMNS, Outcomes, compared
@@ -92,7 +91,7 @@ def test_a_single_block_is_the_first_and_the_last() -> None:
 
 @pytest.mark.parametrize("format", ["nf4", "int8"])
 def test_every_setting_is_what_quantize_and_load_give(parent: Checkpoint, tmp_path: Path, format: str) -> None:
-    settings = settings_of(models.layers(parent.skeleton()), patterns=["blocks.1.mlp.fc1"], reverse=True)
+    settings = settings_of(parent.outline.layers, patterns=["blocks.1.mlp.fc1"], reverse=True)
     classifier, blocks = load_blocks(parent, format, device="cpu")
     pixels = tiny_pixels(6)
     answers = {setting.kept: logits for setting, logits in all_logits(classifier, blocks, settings, pixels)}
@@ -110,7 +109,7 @@ def test_every_setting_is_what_quantize_and_load_give(parent: Checkpoint, tmp_pa
 
 def test_a_parent_that_merges_tokens_is_ablated_as_it_is(parent: Checkpoint) -> None:
     merging = replace(parent, plan=replace(parent.plan, merge=(2, 3, 0)))
-    settings = settings_of(models.layers(parent.skeleton()))
+    settings = settings_of(parent.outline.layers)
     classifier, blocks = load_blocks(merging, "int8", device="cpu")
     assert classifier.info.merged_tokens == 5
     for setting, logits in all_logits(classifier, blocks, settings, tiny_pixels(3)):
@@ -118,7 +117,7 @@ def test_a_parent_that_merges_tokens_is_ablated_as_it_is(parent: Checkpoint) -> 
 
 
 def test_no_block_is_held_more_than_twice(parent: Checkpoint) -> None:
-    settings = settings_of(models.layers(parent.skeleton()), patterns=["blocks.*"])
+    settings = settings_of(parent.outline.layers, patterns=["blocks.*"])
     classifier, blocks = load_blocks(parent, "nf4", device="cpu")
     list(all_logits(classifier, blocks, settings, tiny_pixels(1)))
     whole = {id(part) for model in (blocks.quantized, blocks.plain) for part in model.modules()}

@@ -17,7 +17,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from petalite import models, stages
+from petalite import stages
 from petalite.ablation.settings import Setting
 from petalite.checkpoint import Checkpoint
 from petalite.engine import Classifier, load
@@ -63,7 +63,7 @@ def load_blocks(
     threads: int | None = None,
 ) -> tuple[Classifier, Blocks]:
     """The parent with everything in `format`, and the blocks to exchange: as `quantize` and `load` would make them."""
-    layers, rest = models.layers(parent.skeleton()), get_format(format).rest
+    layers, rest = parent.outline.layers, get_format(format).rest
     plans = (replace(Plan.uniform(name, rest=rest, layers=layers), merge=parent.plan.merge) for name in (format, rest))
     quantized, plain = (packed_checkpoint(parent, plan) for plan in plans)
     # blocks are exchanged one by one, which only modules allow

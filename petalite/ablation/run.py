@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from petalite import __version__, models
+from petalite import __version__
 from petalite.ablation.compare import Outcomes, compared, write_csv
 from petalite.ablation.passes import Blocks, all_logits, load_blocks
 from petalite.ablation.settings import ALL, Setting, from_scratch, settings_of
@@ -80,7 +80,7 @@ def ablate(
     parent = read_checkpoint(checkpoint)
     if parent.packed:
         raise PetaliteError(f"{parent.path} is already quantized; ablate its plain parent")
-    settings = settings_of(models.layers(parent.skeleton()), layers, reverse)
+    settings = settings_of(parent.outline.layers, layers, reverse)
     for name in chosen:
         get_format(name).require(resolve_device(device))
     images = data if isinstance(data, ImageData) else open_data(data, seed)

@@ -44,7 +44,7 @@ def candidates(parent: Checkpoint, formats: Sequence[str], rest: str) -> dict[st
     """
     inner = tuple(dict.fromkeys((*formats, rest)))
     outer = tuple(name for name in inner if name == rest or get_format(name).grid is not None)
-    layers = [*models.layers(parent.skeleton()), POSITIONS]
+    layers = [*parent.outline.layers, POSITIONS]
     return {name: inner if in_block(name) else outer for name in layers}
 
 
@@ -97,7 +97,7 @@ def _merges(
     parent: Checkpoint, pixels: Tensor, compute: str, batch: int, device: torch.device, wanted: bool
 ) -> tuple[Merge, ...]:
     """No merging and, where `wanted`, some ways to merge, each with its damage and the whole model's time."""
-    depth = block_count(models.layers(parent.skeleton()))
+    depth = parent.outline.depth
     patches = _tokens(parent) - 1
     counts: list[tuple[int, ...]] = [()]
     if wanted:

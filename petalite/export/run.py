@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from petalite import models
 from petalite.card import model_card, score_rows
 from petalite.checkpoint import Checkpoint, read_checkpoint
 from petalite.data import ImageData, open_data
@@ -140,7 +139,7 @@ def _card(source: Checkpoint, folder: Path, found: Mapping[str, Any]) -> str:
     """The folder's README.md: a checkpoint's card, with how the exported file was checked."""
     plain = Plan(source.plan.format, source.plan.layers, source.plan.rest, source.plan.merge)
     if found["target"] in ("timm", "transformers"):
-        plain = replace(Plan("fp32", dict.fromkeys(models.layers(source.skeleton()), "fp32")), rest="fp32")
+        plain = replace(Plan("fp32", dict.fromkeys(source.outline.layers, "fp32")), rest="fp32")
     notes = {
         "exported to": f"{found['target']}{', products in int8' if found['int8'] else ''}",
         "takes": found["input"],

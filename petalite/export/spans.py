@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from petalite import models
 from petalite.calibration import calibrate, calibration_pixels
 from petalite.checkpoint import Checkpoint
 from petalite.console import say
@@ -20,7 +19,7 @@ _IMAGES = 256
 
 def expanded(checkpoint: Checkpoint) -> Checkpoint:
     """The same model in memory with every weight in single precision, its tokens merged as before."""
-    layers = dict.fromkeys(models.layers(checkpoint.skeleton()), "fp32")
+    layers = dict.fromkeys(checkpoint.outline.layers, "fp32")
     plan = Plan("fp32", layers, "fp32", checkpoint.plan.merge)
     return Checkpoint(checkpoint.path, checkpoint.config, plan, checkpoint.plain_tensors())
 
@@ -30,7 +29,7 @@ def with_spans(checkpoint: Checkpoint, data: ImageData, seed: int = 0) -> Checkp
 
     Raises PetaliteError where there are none and fewer than 16 training images to find them on.
     """
-    inside = [name for name in models.layers(checkpoint.skeleton()) if in_block(name)]
+    inside = [name for name in checkpoint.outline.layers if in_block(name)]
     if all(name in checkpoint.plan.activations for name in inside):
         return checkpoint
     pixels = calibration_pixels(data, Preprocess.from_config(checkpoint.config), _IMAGES, seed)

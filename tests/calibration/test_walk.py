@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from petalite import models
 from petalite.calibration import METHODS, Calibrated, calibrate, calibration_pixels
 from petalite.checkpoint import Checkpoint, read_checkpoint
 from petalite.data import Preprocess, open_data
@@ -29,7 +28,7 @@ def parent(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 
 def plan_of(parent: Checkpoint, name: str, edges: str | None = "int8-channel") -> Plan:
-    return Plan.uniform(name, rest="bf16", layers=models.layers(parent.skeleton()), edges=edges)
+    return Plan.uniform(name, rest="bf16", layers=parent.outline.layers, edges=edges)
 
 
 def error(parent: Checkpoint, plan: Plan, found: Calibrated, out: Path) -> float:

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from petalite import models
 from petalite.checkpoint import Checkpoint
 from petalite.errors import PetaliteError
 from petalite.export.codes import Codes
@@ -86,7 +85,7 @@ def test_a_model_that_no_graph_expresses_is_refused(target: str, tmp_path: Path)
 
 def test_codes_are_the_checkpoints_own(tmp_path: Path) -> None:
     parent = tiny_checkpoint(tmp_path / "model")
-    inside = [name for name in models.layers(parent.skeleton()) if in_block(name)]
+    inside = [name for name in parent.outline.layers if in_block(name)]
     packed = packed_checkpoint(parent, Plan("int8-channel", dict.fromkeys(inside, "int8-channel"), "fp32"))
     name = inside[0]
     stored = packed.layer(name)["weight"]
@@ -108,6 +107,6 @@ def test_codes_are_the_checkpoints_own(tmp_path: Path) -> None:
 
 def with_ranges(checkpoint: Checkpoint, low: float, high: float, fc2: tuple[float, float] | None = None) -> Checkpoint:
     """The checkpoint, every layer inside its blocks with a range."""
-    inside = [name for name in models.layers(checkpoint.skeleton()) if in_block(name)]
+    inside = [name for name in checkpoint.outline.layers if in_block(name)]
     spans = {name: fc2 if fc2 and name.endswith("fc2") else (low, high) for name in inside}
     return replace(checkpoint, plan=replace(checkpoint.plan, activations=spans))
