@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from petalite.compare.entries import Entry, Labelled, Measure
 from petalite.compare.front import pareto_front
 from petalite.report import words
-from petalite.report.charts.base import Chart, legend, magnitude
+from petalite.report.charts.base import Chart, magnitude
+from petalite.report.fitting import legend
 from petalite.report.palette import BASELINE_MARKER, MARKERS, Theme
 
 if TYPE_CHECKING:

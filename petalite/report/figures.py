@@ -20,6 +20,7 @@ from petalite.report.charts import CHARTS, Chart
 from petalite.report.charts.ablation import ablation_charts
 from petalite.report.charts.base import WIDTH
 from petalite.report.charts.search import search_charts
+from petalite.report.fitting import fit
 from petalite.report.inputs import Study
 from petalite.report.palette import DARK, LIGHT, Theme, rc
 
@@ -86,6 +87,7 @@ def _draw(chart: Chart, theme: Theme, path: Path) -> tuple[int, int]:
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure = Figure(figsize=(WIDTH, chart.height), dpi=DPI)
         chart.draw(figure, theme)
+        fit(figure)
         figure.savefig(buffer, format="png", dpi=DPI)
     with Image.open(buffer) as image, atomic(path) as temporary:
         reduced = image.convert("RGB").quantize(COLORS, dither=Image.Dither.NONE)

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from petalite.ablation.compare import best_block, real
 from petalite.report import words
-from petalite.report.charts.base import Chart, legend
+from petalite.report.charts.base import Chart
+from petalite.report.fitting import legend
 from petalite.report.palette import Look, Theme, looks
 
 if TYPE_CHECKING:

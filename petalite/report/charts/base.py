@@ -61,22 +61,6 @@ def rows_of(axes: Axes, variants: Sequence[Variant]) -> range:
     return places
 
 
-def legend(figure: Figure, axes: Axes, columns: int = 3) -> None:
-    """The labelled things in `axes`, above the plot, read in rows."""
-    handles, names = axes.get_legend_handles_labels()
-    if not handles:
-        return
-    across = -(-len(names) // -(-len(names) // columns))  # as few columns as that many rows need
-    order = [place for start in range(across) for place in range(start, len(names), across)]  # matplotlib goes down
-    figure.legend(
-        [handles[place] for place in order],
-        [names[place] for place in order],
-        loc="outside upper left",
-        ncols=across,
-        borderaxespad=0.2,
-    )
-
-
 def tapered(place: int, count: int, first: float, last: float) -> float:
     """A size that shrinks from the first to the last of `count` things, so that equal ones show under each other."""
     return first if count == 1 else first + (last - first) * place / (count - 1)

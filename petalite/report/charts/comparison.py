@@ -11,7 +11,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from petalite.report import words
-from petalite.report.charts.base import Chart, label, legend, look_of
+from petalite.report.charts.base import Chart, label, look_of
+from petalite.report.fitting import legend
 from petalite.report.inputs import Study
 from petalite.report.palette import Theme
 from petalite.report.variants import Variant

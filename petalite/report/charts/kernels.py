@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from petalite.report import words
-from petalite.report.charts.base import Chart, legend, look_of, no_ticks, padded, rows_of
+from petalite.report.charts.base import Chart, look_of, no_ticks, padded, rows_of
+from petalite.report.fitting import legend
 from petalite.report.inputs import Study
 from petalite.report.palette import Theme, on
 from petalite.report.variants import KINDS, Variant

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from petalite.report.charts.base import Chart, legend
+from petalite.report.charts.base import Chart
+from petalite.report.fitting import legend
 from petalite.report.palette import Theme
 
 if TYPE_CHECKING:

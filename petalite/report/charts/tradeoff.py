@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from petalite.report import words
-from petalite.report.charts.base import Chart, label, legend, look_of, magnitude, tapered
+from petalite.report.charts.base import Chart, label, look_of, magnitude, tapered
+from petalite.report.fitting import legend
 from petalite.report.inputs import Study
 from petalite.report.palette import Theme
 from petalite.report.variants import Variant
