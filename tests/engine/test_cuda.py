@@ -107,6 +107,25 @@ def test_an_image_s_answer_does_not_depend_on_the_others(
     assert error(fused(pixels[:count]), together) < (1e-6 if device.type == "cpu" else 0.02)
 
 
+@pytest.mark.parametrize("compute", ["bf16", "int8", "fp8"])
+@pytest.mark.parametrize("name", ["merging", "merging, mean, registers"])
+def test_where_merging_s_kernels_do_not_fit_operators_merge(
+    models: dict[str, Checkpoint], name: str, compute: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from petalite.engine.kernels import merging
+
+    def refused(*_: object, **__: object) -> None:
+        raise AssertionError("the kernel was asked")
+
+    monkeypatch.setattr(merging, "shared_bytes", lambda _: 1024)
+    for kernel in ("match", "merge"):
+        monkeypatch.setattr(merging, kernel, refused)
+    checkpoint = models[name]
+    pixels = pixels_for(checkpoint, 3)
+    logits = engine(checkpoint, compute, device)(pixels.to(device))
+    assert error(logits, exact_logits(checkpoint, pixels)) < 2 * BOUNDS[compute]
+
+
 @pytest.mark.parametrize("name", [*BACKENDS, OWN_ATTENTION])
 @pytest.mark.parametrize("model", ["class token", "merging, mean, registers"])
 def test_every_attention_gives_the_same_answers(
