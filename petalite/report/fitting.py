@@ -41,10 +41,9 @@ def legend(figure: Figure, axes: Axes, columns: int = 3) -> None:
 
 
 def fit(figure: Figure) -> None:
-    """Move the labels below axes of a figure that is drawn already; a longer one than the figure goes into two lines."""
+    """Move the labels below the axes of a figure; a longer one than the figure goes into two lines."""
     edge = _EDGE * figure.bbox.width
     room = figure.bbox.width - 2 * edge
-    figure.draw_without_rendering()
     for axes in figure.axes:
         label = axes.xaxis.label
         width = label.get_window_extent().width

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-#: What is needed without a choice, on each; and all that trials choose from where memory is smallest. The rest by hand.
-CASES = ("T4:int8:merging:first", "A100:int8:first", "L4:fp8:merging:first", "H100:fp8:first", "A10:int8")
+#: What is needed without a choice; and all that trials choose from, where memory is small. The rest by hand: minutes.
+CASES = ("T4:int8:merging:first", "L4:fp8:first", "A10:int8")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here; its kernels are compiled in tests/gpu")
@@ -28,12 +28,7 @@ def test_kernels_of_other_gpus_compile_and_fit(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     rows = json.loads(done.stdout)
     assert not [row for row in rows if row["reason"]]
-    found = {
-        gpu: Counter(row["kernel"] for row in rows if row["gpu"] == gpu) for gpu in ("T4", "A100", "A10", "L4", "H100")
-    }
-    assert all(
-        {"_patches", "_norm", "_streamed" if gpu == "T4" else "_whole"} <= set(kernels)
-        for gpu, kernels in found.items()
-    )
-    assert {"_match", "_merge"} <= set(found["T4"]) & set(found["L4"])
-    assert found["A10"]["_product"] > 10 > found["A100"]["_product"] and not found["T4"]["_product"]
+    found = {gpu: Counter(row["kernel"] for row in rows if row["gpu"] == gpu) for gpu in ("T4", "L4", "A10")}
+    assert {"_patches", "_norm", "_streamed", "_match", "_merge"} <= set(found["T4"]) and "_product" not in found["T4"]
+    assert {"_patches", "_norm", "_whole", "_flat"} <= set(found["L4"])
+    assert {"_whole", "_streamed", "_rows"} <= set(found["A10"]) and found["A10"]["_product"] > 10

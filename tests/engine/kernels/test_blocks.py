@@ -18,7 +18,8 @@ HEADS = 2
 STEPS = (0.03, 0.05, 0.05, 0.03, 0.02)
 #: Images, tokens, channels, hidden. Tiles of 64 rows do not divide the tokens; some stages need few of the programs.
 SHAPES = [(1, 17, 128, 512), (2, 70, 128, 1024), (1, 130, 256, 512)]
-EVERY_CUT = pytest.mark.parametrize("cut", [Cut(64, 64, 32, 128, parts=4, loads=3), Cut()], ids=str)
+#: Another way than the usual one.
+OTHER = Cut(64, 64, 32, 128, parts=4, loads=3)
 
 
 def numbers(*shape: int, seed: int) -> Tensor:
@@ -89,8 +90,9 @@ def near(device: torch.device) -> float:
     return 0.01 if device.type == "cpu" else 0.02
 
 
-@EVERY_CUT
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(
+    ("shape", "cut"), [(SHAPES[0], Cut()), (SHAPES[0], OTHER), (SHAPES[1], Cut()), (SHAPES[2], OTHER)], ids=str
+)
 def test_one_layer_is_what_its_parts_are(shape: tuple[int, int, int, int], cut: Cut, device: torch.device) -> None:
     B, N, C, hidden = shape
     layers = layers_of(C, hidden, 1, device)
@@ -109,7 +111,7 @@ def test_layers_follow_each_other(device: torch.device) -> None:
 
 
 def test_it_changes_the_stream_in_place_to_the_same_bits_each_time(device: torch.device) -> None:
-    table = Table(layers_of(128, 512, 2, device), HEADS, EPS)
+    table = Table(layers_of(128, 512, 1, device), HEADS, EPS)
     x = stream(2, 20, 128, device)
     one, other = x.clone(), x.clone()
     assert blocks(one, table).data_ptr() == one.data_ptr()
@@ -117,7 +119,7 @@ def test_it_changes_the_stream_in_place_to_the_same_bits_each_time(device: torch
 
 
 def test_images_do_not_see_each_other(device: torch.device) -> None:
-    table = Table(layers_of(128, 512, 2, device), HEADS, EPS)
+    table = Table(layers_of(128, 512, 1, device), HEADS, EPS)
     x = stream(2, 17, 128, device)
     alone = torch.cat([blocks(image.clone()[None], table) for image in x])
     assert torch.equal(blocks(x.clone(), table), alone)
@@ -131,7 +133,7 @@ def test_without_biases(device: torch.device) -> None:
 
 @pytest.mark.parametrize("factor", [0.0, 1e-20, 1e4, 1e15])
 def test_extreme_streams_stay_numbers(factor: float, device: torch.device) -> None:
-    layers = layers_of(128, 512, 2, device)
+    layers = layers_of(128, 512, 1, device)
     x = (stream(1, 20, 128, device).float() * factor).to(torch.bfloat16)
     found = blocks(x.clone(), Table(layers, HEADS, EPS))
     assert found.isfinite().all()
