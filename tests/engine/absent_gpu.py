@@ -40,7 +40,7 @@ _DEVICE = torch.device("cuda", 0)
 
 @dataclass(frozen=True)
 class Gpu:
-    """What the engine asks of a GPU. shared_bytes: of a multiprocessor's memory, what a program may have."""
+    """What the engine asks of a GPU, under PyTorch's names. shared_memory_per_block_optin: bytes that a program may have."""
 
     capability: tuple[int, int]
     multi_processor_count: int
