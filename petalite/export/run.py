@@ -69,7 +69,7 @@ def export(
         if same < required and not (int8 and one_differs(same, len(samples))):
             raise Incomplete(
                 f"{to}: {exporter.runtime()} agrees with Petalite on {100 * same:.2f} % of {len(samples)} images, "
-                f"{_needed(required, int8)} are needed; nothing was written"
+                f"{_needed(required, int8, len(samples))} are needed; nothing was written"
             )
         found = {
             "schema": SCHEMA,
@@ -100,20 +100,21 @@ def one_differs(agreement: float, images: int) -> bool:
     return images >= _ONE_OF and round((1 - agreement) * images) <= 1
 
 
-def _needed(required: float, int8: bool) -> str:
-    return f"{100 * required:.1f} %{', or all but one,' if int8 else ''}"
+def _needed(required: float, int8: bool, images: int) -> str:
+    return f"{100 * required:.1f} %{', or all but one,' if int8 and images >= _ONE_OF else ''}"
 
 
 def sentence(found: Mapping[str, Any]) -> str:
     """What `export` returned, in words."""
     accuracy, own = found["accuracy"], found["petalite"]
+    needed = _needed(found["required"], found["int8"], found["images"])
     low, high = accuracy["top1_ci95"]
     return "\n".join(
         [
             f"{found['out']}: {found['target']}{', int8' if found['int8'] else ''}, {found['disk_bytes'] / 1e6:.2f} MB",
             f"takes {found['input']}",
             f"checked by {found['runtime']} on {found['images']} test images: same class as Petalite on "
-            f"{100 * found['agreement']:.2f} % ({_needed(found['required'], found['int8'])} needed), logits differ by at most "
+            f"{100 * found['agreement']:.2f} % ({needed} needed), logits differ by at most "
             f"{found['largest_difference']:.2g}",
             f"top-1 {100 * accuracy['top1']:.2f} % [{100 * low:.2f}, {100 * high:.2f}], Petalite's "
             f"{100 * own['top1']:.2f} %",

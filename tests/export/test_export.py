@@ -15,7 +15,7 @@ from petalite.errors import Incomplete, PetaliteError
 from petalite.export import TARGETS, export
 from petalite.export import onnx_file as onnx_target
 from petalite.export.check import chosen_samples
-from petalite.export.run import REQUIRED, one_differs
+from petalite.export.run import REQUIRED, _needed, one_differs
 from petalite.files import read_json
 from petalite.quantization import quantize
 from tests.command import Petalite, petalite
@@ -87,6 +87,13 @@ def test_a_runtime_that_answers_otherwise_is_no_export(
 )
 def test_one_photo_of_many_may_be_answered_otherwise_in_8_bits(images: int, other: int, little: bool) -> None:
     assert one_differs(1 - other / images, images) == little
+
+
+@pytest.mark.parametrize(
+    ("int8", "images", "says"), [(True, 80, "99.0 %, or all but one,"), (True, 15, "99.0 %"), (False, 80, "99.0 %")]
+)
+def test_what_is_needed_is_said_as_it_holds(int8: bool, images: int, says: str) -> None:
+    assert _needed(0.99, int8, images) == says
 
 
 def test_timm_loads_its_folder(checkpoint: Checkpoint, images: Path, tmp_path: Path) -> None:
