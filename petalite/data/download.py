@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import shutil
 import tarfile
 import urllib.error
 import urllib.request
@@ -64,15 +65,32 @@ def download(url: str, path: Path, md5: str) -> Path:
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpack a tar archive; members that would leave `folder`, devices and the like are refused.
+    """Unpack a tar archive of files and folders; members that would leave `folder`, links and devices are refused.
 
     Raises PetaliteError when the archive is damaged or holds such a member, or the disk is full.
     """
     try:
         with tarfile.open(archive) as tar:
-            tar.extractall(folder, filter="data")
+            for member in tar:
+                _unpack(tar, member, folder)
     except (tarfile.TarError, OSError, EOFError) as error:
         raise PetaliteError(f"{archive} cannot be unpacked: {' '.join(str(error).split())}") from error
+
+
+def _unpack(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
+    """What `extractall(filter="data")` does from Python 3.11.4 on, for files and folders."""
+    path = folder / member.name.lstrip("/")
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise tarfile.TarError(f"{member.name} would lie outside of {folder}")
+    if member.isdir():
+        path.mkdir(parents=True, exist_ok=True)
+        return
+    source = tar.extractfile(member) if member.isfile() else None
+    if source is None:
+        raise tarfile.TarError(f"{member.name} is neither a file nor a folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with source, path.open("wb") as file:
+        shutil.copyfileobj(source, file)
 
 
 def _fetch(url: str, part: Path) -> None:

@@ -228,6 +228,35 @@ def test_an_archive_cannot_write_elsewhere(tmp_path: Path, name: str) -> None:
     assert not (tmp_path / "outside.txt").exists()
 
 
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE])
+def test_links_and_devices_are_refused(tmp_path: Path, kind: bytes) -> None:
+    with tarfile.open(tmp_path / "bad.tar", "w") as tar:
+        member = tarfile.TarInfo("passwords")
+        member.type, member.linkname = kind, "/etc/passwd"
+        tar.addfile(member)
+    with pytest.raises(PetaliteError, match=r"bad\.tar cannot be unpacked: "):
+        unpack(tmp_path / "bad.tar", tmp_path / "inside")
+    assert not list(tmp_path.glob("inside/*"))
+
+
+def test_folders_and_files_of_an_archive(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "good.tgz", "w:gz") as tar:
+        folder = tarfile.TarInfo("jpg")
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+        for name, text in (("jpg/1.jpg", b"one"), ("deeper/still/2.jpg", b"")):
+            member = tarfile.TarInfo(name)
+            member.size = len(text)
+            tar.addfile(member, io.BytesIO(text))
+    unpack(tmp_path / "good.tgz", tmp_path / "inside")
+    files = {
+        str(path.relative_to(tmp_path / "inside")): path.read_bytes()
+        for path in tmp_path.rglob("*.jpg")
+        if path.is_file()
+    }
+    assert files == {"jpg/1.jpg": b"one", "deeper/still/2.jpg": b""}
+
+
 def test_a_damaged_archive(tmp_path: Path) -> None:
     (tmp_path / "bad.tgz").write_bytes(b"no archive")
     with pytest.raises(PetaliteError, match=r"bad\.tgz cannot be unpacked"):
