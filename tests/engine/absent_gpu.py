@@ -45,8 +45,6 @@ class Gpu:
     capability: tuple[int, int]
     multi_processor_count: int
     shared_memory_per_block_optin: int
-    name: str = "a GPU that is not here"
-    total_memory: int = 1 << 36
 
 
 GPUS = {
