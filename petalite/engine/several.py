@@ -85,9 +85,15 @@ class Several:
         """
         pieces = pixels.tensor_split(min(len(self.engines), max(1, len(pixels) // self.least)))
         first = next(self._turn) if len(pieces) < len(self.engines) else 0
+        places = [(first + offset) % len(self.engines) for offset in range(len(pieces))]
+        if pixels.is_cuda:
+            # a copy to another GPU is queued on the one it comes from: behind that one's pass, it would wait for its end
+            pieces = tuple(
+                piece.to(self.engines[place].device, non_blocking=True)
+                for place, piece in zip(places, pieces, strict=True)
+            )
         running: dict[int, Future[Tensor]] = {}
-        for offset, piece in enumerate(pieces):
-            place = (first + offset) % len(self.engines)
+        for place, piece in zip(places, pieces, strict=True):
             engine = self.engines[place]
             streams = [torch.cuda.current_stream(on) for on in (piece.device, engine.device) if on.type == "cuda"]
             running[place] = self._threads[place].submit(_run, engine, piece, streams)

@@ -184,8 +184,9 @@ def time_on_gpu(runs: Mapping[str, Run], device: torch.device) -> Times:
     """
     graphs, taken = {}, {name: list[float]() for name in runs}
     with torch.cuda.device(device), CAPTURE:
+        stream = torch.cuda.Stream(device)  # PyTorch's own for recording is of the first device that recorded
         for name, run in runs.items():
-            graphs[name] = _recorded(run)
+            graphs[name] = _recorded(run, stream)
         for _ in range(ROUNDS):
             # all of a round is queued before the first of its times is read
             events = {name: _timed(graphs[name]) for name in taken}
@@ -197,9 +198,9 @@ def time_on_gpu(runs: Mapping[str, Run], device: torch.device) -> Times:
     return {name: median(times) for name, times in taken.items()}
 
 
-def _recorded(run: Run) -> torch.cuda.CUDAGraph:
+def _recorded(run: Run, stream: torch.cuda.Stream) -> torch.cuda.CUDAGraph:
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
         for _ in range(_RUNS):
             run()
     return graph

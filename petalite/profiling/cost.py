@@ -59,7 +59,8 @@ class Cost:
             kernels()
             wait_for(device)()
             recorded = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(recorded, capture_error_mode="thread_local"):
+            stream = torch.cuda.Stream(device)  # PyTorch's own for recording is of the first device that recorded
+            with torch.cuda.graph(recorded, stream=stream, capture_error_mode="thread_local"):
                 kernels()
             self._kernels, self._operators = recorded.replay, None
 

@@ -16,6 +16,7 @@ from petalite.calibration import calibrate
 from petalite.checkpoint import Checkpoint, read_checkpoint
 from petalite.device import COMPUTES, capability_of, unavailable_compute
 from petalite.engine import OWN_ATTENTION, load
+from petalite.engine.trial import time_on_gpu
 from petalite.errors import PetaliteError
 from petalite.formats import FORMATS, get_format
 from petalite.measure.bench import Variant, benchmark
@@ -153,6 +154,16 @@ def test_all_gpus_of_a_host_answer_as_the_first_does(small: Checkpoint, compute:
         streamed = list(classifier.stream(pixels.split(16)))
     assert len(streamed) == 5 and error(torch.cat(streamed), expected) < bound
     assert {str(place) for place in classifier.runner.report()} >= {"cuda:0", "cuda:1"}
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_a_trial_runs_on_the_gpu_that_it_is_for() -> None:
+    for index in (0, 1, 0):
+        device = torch.device("cuda", index)
+        square = torch.ones(4096, 4096, dtype=torch.bfloat16, device=device)
+        torch.mm(square, square)  # cuBLAS cannot get ready while a graph is recorded
+        taken_us = time_on_gpu({"product": lambda of=square: of @ of}, device)["product"]
+        assert taken_us > 10  # 137 GFLOP; an empty recording takes none
 
 
 def test_the_module_is_still_there_for_what_the_engine_does_not_compute(tmp_path: Path) -> None:
