@@ -81,6 +81,7 @@ NOT_RUN = {
     "python -m pytest": "this is it; tests/test_extending.py runs the one for toys",
     "python benchmarks/": "measures for minutes; its options are parsed",
     "torchrun": "several processes; tests/training/ starts them",
+    "compute-sanitizer": "needs an NVIDIA GPU and CUDA's tools; the tests that it runs are in tests/gpu/",
     "docker": "needs Docker; the Dockerfile and its target are there",
 }
 
