@@ -14,7 +14,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack
+from contextlib import nullcontext
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -95,8 +95,8 @@ class Several:
         running: dict[int, Future[Tensor]] = {}
         for place, piece in zip(places, pieces, strict=True):
             engine = self.engines[place]
-            streams = [torch.cuda.current_stream(on) for on in (piece.device, engine.device) if on.type == "cuda"]
-            running[place] = self._threads[place].submit(_run, engine, piece, streams)
+            stream = torch.cuda.current_stream(engine.device) if engine.device.type == "cuda" else None
+            running[place] = self._threads[place].submit(_run, engine, piece, stream)
         wait(running.values())
         parts = [_result(self.engines[place], future) for place, future in running.items()]
         return torch.cat([part.to(self.device, non_blocking=True) for part in parts])
@@ -141,11 +141,9 @@ class _InThread:
 
 
 @torch.inference_mode()
-def _run(engine: Engine, piece: Tensor, streams: Sequence[torch.cuda.Stream]) -> Tensor:
-    """The engine's answer, queued on `streams`: those that the caller is on. The last one's device is the engine's."""
-    with ExitStack() as stack:
-        for stream in streams:
-            stack.enter_context(torch.cuda.stream(stream))
+def _run(engine: Engine, piece: Tensor, stream: torch.cuda.Stream | None) -> Tensor:
+    """The engine's answer to what lies on its device or on the host, queued on `stream`: the caller's, on that device."""
+    with nullcontext() if stream is None else torch.cuda.stream(stream):
         return engine.forward(piece.to(engine.device, non_blocking=True))
 
 
